@@ -1,0 +1,1 @@
+"""Generated from protos/groupreplay/v1 by `make protos`."""
