@@ -1,0 +1,340 @@
+"""Client: the service's operations as plain calls. Generated from async_client.py by `make sync-client`."""
+
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from groupreplay import convert
+from groupreplay.errors import InternalError
+from groupreplay.groups import RolloutGroup
+from groupreplay.parts import MESSAGE_BYTES, PartAssembler, pack_parts, split_group
+from groupreplay.retry import Attempts, error_from_rpc
+from groupreplay.types import (
+    Admission,
+    Batch,
+    DeliveredGroup,
+    GroupState,
+    InsertOutcome,
+    InsertResult,
+    Policy,
+    Table,
+    TableConfig,
+)
+from groupreplay.v1 import group_pb2
+from groupreplay.v1 import replay_service_pb2 as pb
+from groupreplay.v1.replay_service_pb2_grpc import ReplayServiceStub
+
+DEFAULT_TIMEOUT_S = 30.0
+WINDOW_BYTES = 16 * 2**20
+"""Payload bytes that insert_many sends before it waits for their results."""
+WINDOW_GROUPS = 256
+
+_CHANNEL_OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
+
+
+class Client:
+    """A connection to a groupreplay service.
+
+    Every call is made again, with backoff, after an error that may pass (the service restarts, Redis is away, the
+    table is full), until its timeout; repeating is safe, since the service applies each call once. All calls raise
+    GroupReplayError, one class per reason.
+
+        with Client("127.0.0.1:50051") as client:
+            client.insert(group, run="demo", table="train")
+    """
+
+    def __init__(self, address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Prepare a connection to host:port or unix:path; timeout_s holds for each call that does not pass its own."""
+        self._address = address
+        self._timeout_s = timeout_s
+        self._channel: grpc.Channel | None = None
+
+    def __enter__(self) -> Self:
+        self._channel = grpc.insecure_channel(self._address, options=_CHANNEL_OPTIONS)
+        self._stub = ReplayServiceStub(self._channel)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._channel is not None:
+            self._channel.close()
+
+    # Groups
+
+    def insert(self, group: RolloutGroup, *, run: str, table: str, timeout_s: float | None = None) -> InsertOutcome:
+        """Store one group as fresh; return whether it was inserted or there before.
+
+        Raises:
+            GroupReplayError: it was refused; TableFullError after trying until the timeout.
+        """
+        result = (self._insert_window([convert.group_to_wire(group)], run, table, timeout_s))[0]
+        if result.error is not None:
+            raise result.error
+        return result.outcome
+
+    def insert_many(
+        self, groups: Iterable[RolloutGroup], *, run: str, table: str, timeout_s: float | None = None
+    ) -> Iterator[InsertResult]:
+        """Store groups as fresh, in order; yield a result for each. A refused group does not hold up the others.
+
+        Groups travel in windows of some megabytes; timeout_s holds for each window.
+        """
+        window: list[tuple[group_pb2.GroupHeader, bytes]] = []
+        size = 0
+        for group in groups:
+            header, payload = convert.group_to_wire(group)
+            window.append((header, payload))
+            size += len(payload)
+            if size >= WINDOW_BYTES or len(window) >= WINDOW_GROUPS:
+                for result in self._insert_window(window, run, table, timeout_s):
+                    yield result
+                window, size = [], 0
+        if window:
+            for result in self._insert_window(window, run, table, timeout_s):
+                yield result
+
+    def locate_groups(self, group_ids: Sequence[str], *, run: str, table: str) -> list[GroupState]:
+        """Say where each group is: fresh, leased, replay, gone, or unknown."""
+        request = pb.LocateGroupsRequest(run=run, table=table, group_ids=group_ids)
+        response: pb.LocateGroupsResponse = self._unary(self._stub.LocateGroups, request)
+        return convert.states_from_proto(response.states)
+
+    # Batches and leases
+
+    def next_batch(
+        self,
+        *,
+        run: str,
+        table: str,
+        batch_size: int,
+        lease_id: str | None = None,
+        lease_s: float = 600.0,
+        timeout_s: float = 60.0,
+        holder: str = "",
+    ) -> Batch:
+        """Wait up to timeout_s for a complete batch and lease it for lease_s.
+
+        The groups go back unless the lease is committed or extended in time. A lease_id of your own makes this safe
+        to repeat after a crash: while the lease lives, the same id returns the same batch.
+
+        Raises:
+            BatchNotReadyError: no complete batch within timeout_s; the message says what is missing.
+            StepConflictError: the lease was committed before.
+        """
+        request = pb.NextBatchRequest(
+            run=run,
+            table=table,
+            batch_size=batch_size,
+            lease_id=lease_id or uuid.uuid4().hex,
+            lease_s=lease_s,
+            timeout_s=timeout_s,
+            holder=holder,
+        )
+        waiting = Attempts(timeout_s)
+        attempts = Attempts(timeout_s + self._timeout_s)  # the transfer has its own time
+        while True:
+            request.timeout_s = min(timeout_s, waiting.left_s() or 0)
+            try:
+                return self._read_batch(request, attempts.left_s())
+            except grpc.RpcError as failure:
+                pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
+            time.sleep(pause_s)
+
+    def commit(self, *, run: str, table: str, lease_id: str, step: int) -> bool:
+        """End a lease after training; return True if this very commit was made before.
+
+        Raises:
+            LeaseExpiredError: the lease ended before, and its groups went to somebody else.
+            StepConflictError: the step, or the lease, was committed before with another partner.
+        """
+        request = pb.CommitRequest(run=run, table=table, lease_id=lease_id, step=step)
+        response: pb.CommitResponse = self._unary(self._stub.Commit, request)
+        return response.already_committed
+
+    def release(self, *, run: str, table: str, lease_id: str) -> int:
+        """End a lease without training; return how many fresh groups went back to their place."""
+        request = pb.ReleaseRequest(run=run, table=table, lease_id=lease_id)
+        response: pb.ReleaseResponse = self._unary(self._stub.Release, request)
+        return response.returned
+
+    def extend_lease(self, *, run: str, table: str, lease_id: str, lease_s: float) -> int:
+        """Move a lease's deadline to lease_s from now; return it in Unix milliseconds.
+
+        Raises:
+            LeaseExpiredError: the lease ended before.
+        """
+        request = pb.ExtendLeaseRequest(run=run, table=table, lease_id=lease_id, lease_s=lease_s)
+        response: pb.ExtendLeaseResponse = self._unary(self._stub.ExtendLease, request)
+        return response.lease_deadline_ms
+
+    def request_admission(
+        self,
+        *,
+        run: str,
+        table: str,
+        producer_id: str,
+        max_groups: int,
+        timeout_s: float = 60.0,
+        admission_s: float = 120.0,
+    ) -> Admission:
+        """Wait until the table wants groups; return how many to generate (0 after timeout_s), and with which policy.
+
+        An admission counts until its groups are inserted, admission_s have passed, or this producer asks again.
+        """
+        request = pb.RequestAdmissionRequest(
+            run=run,
+            table=table,
+            producer_id=producer_id,
+            max_groups=max_groups,
+            timeout_s=timeout_s,
+            admission_s=admission_s,
+        )
+        response: pb.RequestAdmissionResponse = self._unary(
+            self._stub.RequestAdmission, request, timeout_s + self._timeout_s
+        )
+        return Admission(groups=response.groups, policy=convert.policy_from_proto(response.policy))
+
+    # Tables
+
+    def create_table(self, *, run: str, table: str, config: TableConfig | None = None) -> Table:
+        """Make a table, and its run where it is the first; the same call again changes nothing.
+
+        Raises:
+            TableExistsError: it exists with another configuration.
+        """
+        request = pb.CreateTableRequest(run=run, table=table, config=convert.config_to_proto(config or TableConfig()))
+        response: pb.CreateTableResponse = self._unary(self._stub.CreateTable, request)
+        return convert.table_from_proto(response.table)
+
+    def describe_table(self, *, run: str, table: str) -> Table:
+        """Return a table's configuration, sizes and counts at one moment."""
+        request = pb.DescribeTableRequest(run=run, table=table)
+        response: pb.DescribeTableResponse = self._unary(self._stub.DescribeTable, request)
+        return convert.table_from_proto(response.table)
+
+    def list_tables(self, *, run: str = "") -> list[Table]:
+        """Return all tables, or those of one run."""
+        response: pb.ListTablesResponse = self._unary(self._stub.ListTables, pb.ListTablesRequest(run=run))
+        return [convert.table_from_proto(table) for table in response.tables]
+
+    # The policy clock
+
+    def advance_policy(self, policy: Policy) -> Policy:
+        """Publish a policy version; the same call again changes nothing. Only the trainer does this.
+
+        Raises:
+            PolicyVersionConflictError: the clock stands at or beyond the version, with other weights.
+        """
+        request = pb.AdvancePolicyRequest(policy=convert.policy_to_proto(policy))
+        response: pb.AdvancePolicyResponse = self._unary(self._stub.AdvancePolicy, request)
+        return convert.policy_from_proto(response.policy)
+
+    def get_policy(self, *, run: str) -> Policy:
+        """Return the current policy version of a run."""
+        response: pb.GetPolicyResponse = self._unary(self._stub.GetPolicy, pb.GetPolicyRequest(run=run))
+        return convert.policy_from_proto(response.policy)
+
+    def watch_policy(self, *, run: str, after_version: int = -1) -> Iterator[Policy]:
+        """Yield the current policy if it is above after_version, then each newer one, for ever.
+
+        It outlives restarts of the service; versions published in quick succession may be skipped.
+        """
+        attempts = Attempts(None)
+        while True:
+            call = self._stub.WatchPolicy(pb.WatchPolicyRequest(run=run, after_version=after_version))
+            try:
+                for response in call:
+                    attempts.succeeded()
+                    after_version = response.policy.version
+                    yield convert.policy_from_proto(response.policy)
+                failure_s = 0.0
+            except grpc.RpcError as failure:
+                failure_s = attempts.pause_after(error_from_rpc(failure, self._address))
+            finally:
+                call.cancel()
+            time.sleep(failure_s)
+
+    # How calls are made
+
+    def _unary(self, call: Any, request: Any, timeout_s: float | None = None) -> Any:
+        attempts = Attempts(timeout_s or self._timeout_s)
+        while True:
+            try:
+                return call(request, timeout=attempts.left_s())
+            except grpc.RpcError as failure:
+                pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
+            time.sleep(pause_s)
+
+    def _insert_window(
+        self, window: Sequence[tuple[group_pb2.GroupHeader, bytes]], run: str, table: str, timeout_s: float | None
+    ) -> list[InsertResult]:
+        """Insert groups; those refused for a reason that may pass are sent again until the timeout."""
+        attempts = Attempts(timeout_s or self._timeout_s)
+        results: dict[int, InsertResult] = {}
+        while True:
+            pending = [index for index in range(len(window)) if index not in results]
+            try:
+                responses = self._send([window[index] for index in pending], run, table, attempts.left_s())
+            except grpc.RpcError as failure:
+                pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
+            else:
+                found = dict(zip(pending, map(convert.insert_result_from_proto, responses), strict=True))
+                results |= {index: result for index, result in found.items() if not may_pass(result)}
+                passing = [result.error for result in found.values() if result.error and may_pass(result)]
+                if not passing or (late := attempts.pause_unless_late(passing[0])) is None:
+                    results |= found
+                    return [results[index] for index in range(len(window))]
+                pause_s = late
+            time.sleep(pause_s)
+
+    def _send(
+        self,
+        window: Sequence[tuple[group_pb2.GroupHeader, bytes]],
+        run: str,
+        table: str,
+        timeout_s: float | None,
+    ) -> list[pb.InsertResult]:
+        if sum(len(payload) for _, payload in window) <= MESSAGE_BYTES:
+            groups = [group_pb2.RolloutGroup(header=header, payload=payload) for header, payload in window]
+            response: pb.InsertResponse = self._stub.Insert(
+                pb.InsertRequest(run=run, table=table, groups=groups), timeout=timeout_s
+            )
+            return list(response.results)
+        parts = pack_parts(part for header, payload in window for part in split_group(header, payload))
+        requests = (pb.InsertStreamRequest(run=run, table=table, parts=packed) for packed in parts)
+        results: list[pb.InsertResult] = []
+        for response in self._stub.InsertStream(requests, timeout=timeout_s):
+            results.extend(response.results)
+        return results
+
+    def _read_batch(self, request: pb.NextBatchRequest, timeout_s: float | None) -> Batch:
+        header: pb.BatchHeader | None = None
+        assembler = PartAssembler()
+        groups: list[DeliveredGroup] = []
+        for response in self._stub.NextBatch(request, timeout=timeout_s):
+            if response.HasField("batch"):
+                header = response.batch
+            for part in response.parts:
+                group = assembler.add(part)
+                if group is not None and group.delivery is not None:
+                    groups.append(convert.delivered_from_wire(group.header, group.delivery, group.payload or b""))
+        assembler.check_complete()
+        if header is None or header.groups != len(groups):
+            raise InternalError(f"{self._address} sent {len(groups)} groups of a batch, and not its whole header")
+        return convert.batch_from_wire(header, groups)
+
+
+def may_pass(result: InsertResult) -> bool:
+    """Whether the group was refused for a reason that may pass."""
+    return result.error is not None and result.error.retryable

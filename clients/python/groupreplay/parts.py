@@ -1,0 +1,110 @@
+"""Groups in pieces: a stream carries groups of any size in messages that stay below gRPC's 4 MiB."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from groupreplay.errors import GroupTooLargeError, InvalidGroupError
+from groupreplay.v1 import group_pb2
+
+MESSAGE_BYTES = 2 * 2**20
+"""Payload bytes in one message, at most."""
+
+
+def split_group(header: group_pb2.GroupHeader, payload: bytes) -> Iterator[group_pb2.GroupPart]:
+    """Yield the parts of a group."""
+    first = group_pb2.GroupPart(header=header, payload=payload[:MESSAGE_BYTES], header_only=not payload)
+    yield first
+    for start in range(MESSAGE_BYTES, len(payload), MESSAGE_BYTES):
+        yield group_pb2.GroupPart(payload=payload[start : start + MESSAGE_BYTES])
+
+
+def pack_parts(parts: Iterable[group_pb2.GroupPart]) -> Iterator[list[group_pb2.GroupPart]]:
+    """Yield the parts in lists that fit one message each."""
+    pending: list[group_pb2.GroupPart] = []
+    size = 0
+    for part in parts:
+        if pending and size + len(part.payload) > MESSAGE_BYTES:
+            yield pending
+            pending, size = [], 0
+        pending.append(part)
+        size += len(part.payload)
+    if pending:
+        yield pending
+
+
+@dataclass(frozen=True, slots=True)
+class AssembledGroup:
+    """A group whose parts have all come."""
+
+    header: group_pb2.GroupHeader
+    payload: bytes | None
+    """None = the sender left it out on purpose."""
+    delivery: group_pb2.Delivery | None = None
+    """On delivery only."""
+    error: GroupTooLargeError | None = None
+    """Set when the payload was above the limit and has been thrown away."""
+
+
+class PartAssembler:
+    """Puts groups together from their parts."""
+
+    def __init__(self, max_group_bytes: int | None = None) -> None:
+        """Throw payloads above max_group_bytes away as they come, with an error in their place."""
+        self._max_group_bytes = max_group_bytes
+        self._first: group_pb2.GroupPart | None = None
+        self._pieces: list[bytes] = []
+        self._missing = 0
+
+    def add(self, part: group_pb2.GroupPart) -> AssembledGroup | None:
+        """Take the next part; return the group if it was its last.
+
+        Raises:
+            InvalidGroupError: a part that belongs to no group, or more bytes than its header says.
+        """
+        if part.HasField("header"):
+            if self._first is not None:
+                raise InvalidGroupError(
+                    f"group {self._first.header.group_id}: {self._missing} payload bytes are missing "
+                    f"when group {part.header.group_id} begins"
+                )
+            self._first, self._pieces = part, []
+            self._missing = 0 if part.header_only else part.header.payload_bytes
+        elif self._first is None:
+            raise InvalidGroupError("the stream continues a group that never began: its first part has no header")
+        return self._add_payload(self._first, part.payload)
+
+    def check_complete(self) -> None:
+        """Raise InvalidGroupError when the stream ended in the middle of a group."""
+        if self._first is not None:
+            raise InvalidGroupError(
+                f"group {self._first.header.group_id}: the stream ended with {self._missing} payload bytes missing"
+            )
+
+    def _add_payload(self, first: group_pb2.GroupPart, payload: bytes) -> AssembledGroup | None:
+        self._missing -= len(payload)
+        if self._missing < 0:
+            raise InvalidGroupError(
+                f"group {first.header.group_id}: {-self._missing} bytes more than its payload_bytes "
+                f"{first.header.payload_bytes}"
+            )
+        error = self._limit_error(first.header)
+        if error is None:
+            self._pieces.append(payload)
+        if self._missing > 0:
+            return None
+        self._first = None
+        whole = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        return AssembledGroup(
+            header=first.header,
+            payload=None if first.header_only or error else whole,
+            delivery=first.delivery if first.HasField("delivery") else None,
+            error=error,
+        )
+
+    def _limit_error(self, header: group_pb2.GroupHeader) -> GroupTooLargeError | None:
+        if self._max_group_bytes is None or header.payload_bytes <= self._max_group_bytes:
+            return None
+        return GroupTooLargeError(
+            f"group {header.group_id}: its payload is {header.payload_bytes} bytes, the table takes at most "
+            f"{self._max_group_bytes}; shorten the responses or raise max_group_bytes"
+        )

@@ -1,0 +1,76 @@
+"""When a failed call is made again, and as which error it comes out otherwise."""
+
+import random
+import time
+from typing import cast
+
+import grpc
+
+from groupreplay.errors import (
+    CallDeadlineExceededError,
+    GroupReplayError,
+    InternalError,
+    InvalidRequestError,
+    ServiceUnavailableError,
+    error_from_reason,
+)
+
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 2.0
+REASON_METADATA = "groupreplay-reason"
+
+# A connection that breaks in the middle of a call ends it with one of these, depending on what was under way.
+_BROKEN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN})
+
+
+class Attempts:
+    """The attempts of one call: its deadline, and pauses that double, with jitter, up to LONGEST_PAUSE_S."""
+
+    def __init__(self, timeout_s: float | None) -> None:
+        """Give up after timeout_s; None = never."""
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._failures = 0
+
+    def left_s(self) -> float | None:
+        """Seconds until the deadline, for the next attempt."""
+        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.001)
+
+    def pause_after(self, error: GroupReplayError) -> float:
+        """Return how many seconds to wait before the next attempt.
+
+        Raises:
+            GroupReplayError: the error itself, when it is not retryable or the deadline comes before the next attempt.
+        """
+        pause_s = self.pause_unless_late(error)
+        if pause_s is None:
+            raise error
+        return pause_s
+
+    def pause_unless_late(self, error: GroupReplayError) -> float | None:
+        """Return the pause of pause_after, or None where that raises."""
+        longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._failures, 16))
+        self._failures += 1
+        pause_s = longest * random.uniform(0.5, 1.0)
+        late = self._deadline is not None and time.monotonic() + pause_s >= self._deadline
+        return None if late or not error.retryable else pause_s
+
+    def succeeded(self) -> None:
+        """Start again with short pauses: a long-lived stream delivered something."""
+        self._failures = 0
+
+
+def error_from_rpc(error: grpc.RpcError, address: str) -> GroupReplayError:
+    """Return the typed error of a failed RPC; the service names its reason in the trailing metadata."""
+    call = cast(grpc.Call, error)  # what both grpc and grpc.aio raise
+    details = call.details() or ""
+    for key, value in call.trailing_metadata() or ():
+        if key == REASON_METADATA:
+            return error_from_reason(str(value), details)
+    code = call.code()
+    if code in _BROKEN:
+        return ServiceUnavailableError(f"no answer from {address} ({details}); see that the service runs there")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return CallDeadlineExceededError(f"no answer from {address} within the timeout; pass a longer timeout_s")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return InvalidRequestError(f"{address} refused the message: {details}")
+    return InternalError(f"{address} answered {code.name}: {details}")
