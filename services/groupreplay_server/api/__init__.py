@@ -1,0 +1,1 @@
+"""Front doors: decode a request, call the service, encode the answer."""

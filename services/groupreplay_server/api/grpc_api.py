@@ -1,0 +1,249 @@
+"""The gRPC front door: groupreplay.v1.ReplayService, health and reflection."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from groupreplay import convert
+from groupreplay.errors import GroupReplayError, InternalError, InvalidRequestError, StoreUnavailableError
+from groupreplay.groups import check_name
+from groupreplay.parts import AssembledGroup, PartAssembler
+from groupreplay.v1 import replay_service_pb2 as pb
+from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.api.wire import serialize_batch
+from groupreplay_server.service import DEFAULT_ADMISSION_S, DEFAULT_LEASE_S, ReplayService
+
+_log = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["ReplayService"]
+REASON_METADATA = "groupreplay-reason"
+MAX_INSERT_GROUPS = 1024
+_REPLY_MARGIN_S = 0.1
+"""An answer that says why is sent this long before the caller's deadline, or it would never be read."""
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class GrpcApi:
+    """One method per RPC: message in, message out. Blocking and errors are the guard's business."""
+
+    def __init__(self, service: ReplayService, metrics: Metrics) -> None:
+        self._service = service
+        self._metrics = metrics
+
+    async def insert(self, request: pb.InsertRequest) -> pb.InsertResponse:
+        if len(request.groups) > MAX_INSERT_GROUPS:
+            raise InvalidRequestError(f"{len(request.groups)} groups in one Insert, at most {MAX_INSERT_GROUPS}")
+        groups = [AssembledGroup(group.header, group.payload or None) for group in request.groups]
+        return await self._insert(request.run, request.table, groups)
+
+    async def insert_stream(self, requests: AsyncIterator[pb.InsertStreamRequest]) -> AsyncIterator[pb.InsertResponse]:
+        run = table = ""
+        assembler: PartAssembler | None = None
+        async for request in requests:
+            if assembler is None:
+                run, table = request.run, request.table
+                assembler = PartAssembler((await self._service.table_config(run, table)).max_group_bytes)
+            added = [assembler.add(part) for part in request.parts]
+            if groups := [group for group in added if group is not None]:
+                yield await self._insert(run, table, groups)
+        if assembler is not None:
+            assembler.check_complete()
+
+    async def _insert(self, run: str, table: str, groups: list[AssembledGroup]) -> pb.InsertResponse:
+        self._metrics.payload("in", sum(len(group.payload or b"") for group in groups))
+        results = await self._service.insert(run, table, groups)
+        return pb.InsertResponse(results=[convert.insert_result_to_proto(result) for result in results])
+
+    async def next_batch(self, request: pb.NextBatchRequest) -> AsyncIterator[bytes]:
+        batch = await self._service.next_batch(
+            request.run,
+            request.table,
+            batch_size=request.batch_size,
+            lease_id=request.lease_id,
+            lease_s=request.lease_s or DEFAULT_LEASE_S,
+            timeout_s=request.timeout_s,
+            holder=request.holder,
+        )
+        payloads = self._service.batch_payloads(request.run, request.table, batch)
+        async for message in serialize_batch(batch, payloads):
+            self._metrics.payload("out", len(message))
+            yield message
+
+    async def commit(self, request: pb.CommitRequest) -> pb.CommitResponse:
+        repeated = await self._service.commit(request.run, request.table, lease_id=request.lease_id, step=request.step)
+        return pb.CommitResponse(already_committed=repeated)
+
+    async def release(self, request: pb.ReleaseRequest) -> pb.ReleaseResponse:
+        returned = await self._service.release(request.run, request.table, lease_id=request.lease_id)
+        return pb.ReleaseResponse(returned=returned)
+
+    async def extend_lease(self, request: pb.ExtendLeaseRequest) -> pb.ExtendLeaseResponse:
+        deadline_ms = await self._service.extend_lease(
+            request.run, request.table, lease_id=request.lease_id, lease_s=request.lease_s
+        )
+        return pb.ExtendLeaseResponse(lease_deadline_ms=deadline_ms)
+
+    async def request_admission(self, request: pb.RequestAdmissionRequest) -> pb.RequestAdmissionResponse:
+        admission = await self._service.request_admission(
+            request.run,
+            request.table,
+            producer_id=request.producer_id,
+            max_groups=request.max_groups,
+            timeout_s=request.timeout_s,
+            admission_s=request.admission_s or DEFAULT_ADMISSION_S,
+        )
+        return pb.RequestAdmissionResponse(groups=admission.groups, policy=convert.policy_to_proto(admission.policy))
+
+    async def locate_groups(self, request: pb.LocateGroupsRequest) -> pb.LocateGroupsResponse:
+        for group_id in request.group_ids:
+            check_name(group_id, "group_id")
+        states = await self._service.locate_groups(request.run, request.table, request.group_ids)
+        return pb.LocateGroupsResponse(states=[convert.STATES[state] for state in states])
+
+    async def create_table(self, request: pb.CreateTableRequest) -> pb.CreateTableResponse:
+        config = convert.config_from_proto(request.config)
+        table, created = await self._service.create_table(request.run, request.table, config)
+        return pb.CreateTableResponse(table=convert.table_to_proto(table), created=created)
+
+    async def describe_table(self, request: pb.DescribeTableRequest) -> pb.DescribeTableResponse:
+        table = await self._service.describe_table(request.run, request.table)
+        return pb.DescribeTableResponse(table=convert.table_to_proto(table))
+
+    async def list_tables(self, request: pb.ListTablesRequest) -> pb.ListTablesResponse:
+        tables = await self._service.list_tables(request.run)
+        return pb.ListTablesResponse(tables=[convert.table_to_proto(table) for table in tables])
+
+    async def advance_policy(self, request: pb.AdvancePolicyRequest) -> pb.AdvancePolicyResponse:
+        policy = await self._service.advance_policy(convert.policy_from_proto(request.policy))
+        return pb.AdvancePolicyResponse(policy=convert.policy_to_proto(policy))
+
+    async def get_policy(self, request: pb.GetPolicyRequest) -> pb.GetPolicyResponse:
+        policy = await self._service.get_policy(request.run)
+        return pb.GetPolicyResponse(policy=convert.policy_to_proto(policy))
+
+    async def watch_policy(self, request: pb.WatchPolicyRequest) -> AsyncIterator[pb.WatchPolicyResponse]:
+        async for policy in self._service.watch_policy(request.run, request.after_version):
+            yield pb.WatchPolicyResponse(policy=convert.policy_to_proto(policy))
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """Return the handlers of every method in the service's descriptor."""
+        snake = {
+            method.name: "".join(f"_{c.lower()}" if c.isupper() else c for c in method.name)[1:]
+            for method in SERVICE.methods
+        }
+        return grpc.method_handlers_generic_handler(
+            SERVICE.full_name,
+            {method.name: self._handler(method, getattr(self, snake[method.name])) for method in SERVICE.methods},
+        )
+
+    def _handler(self, method: Any, call: Callable[..., Any]) -> "grpc.RpcMethodHandler[Any, Any]":
+        request_class = getattr(pb, method.input_type.name)
+        if not method.server_streaming:
+            return grpc.unary_unary_rpc_method_handler(
+                self._guard_unary(method.name, call), request_class.FromString, _serialize
+            )
+        guarded = self._guard_stream(method.name, call)
+        make = (
+            grpc.stream_stream_rpc_method_handler if method.client_streaming else grpc.unary_stream_rpc_method_handler
+        )
+        return make(guarded, request_class.FromString, _serialize)
+
+    def _guard_unary(
+        self, name: str, call: Callable[[Any], Awaitable[Message]]
+    ) -> Callable[[Any, "Context"], Awaitable[Message]]:
+        async def guarded(request: Any, context: "Context") -> Message:
+            try:
+                with self._metrics.call(name):
+                    async with asyncio.timeout(_time_left(context)):
+                        return await call(request)
+            except Exception as error:
+                await _abort(context, name, error)
+                raise AssertionError("abort always raises") from error
+
+        return guarded
+
+    def _guard_stream(
+        self, name: str, call: Callable[[Any], AsyncGenerator[Any]]
+    ) -> Callable[[Any, "Context"], AsyncIterator[Any]]:
+        async def guarded(request: Any, context: "Context") -> AsyncIterator[Any]:
+            try:
+                with self._metrics.call(name):
+                    async with aclosing(call(request)) as messages:
+                        async for message in messages:
+                            yield message
+            except Exception as error:  # noqa: BLE001  the boundary: every fault becomes an answer
+                await _abort(context, name, error)
+
+        return guarded
+
+
+def _serialize(message: Message | bytes) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()
+
+
+def _time_left(context: "Context") -> float | None:
+    left_s = context.time_remaining()
+    return None if left_s is None else max(left_s - _REPLY_MARGIN_S, 0)
+
+
+async def _abort(context: "Context", name: str, error: Exception) -> None:
+    if isinstance(error, TimeoutError) and not isinstance(error, GroupReplayError):
+        error = StoreUnavailableError(f"{name} did not end within the caller's deadline; Redis is slow or away")
+    if not isinstance(error, GroupReplayError):
+        _log.exception("%s failed", name, exc_info=error)
+        error = InternalError(f"{name} failed with {type(error).__name__}; the service's log has the details")
+    await context.abort(error.grpc_code, str(error), ((REASON_METADATA, error.reason),))
+
+
+class GrpcServer:
+    """The listening server. Health is per process: SERVING from start to drain."""
+
+    def __init__(self, api: GrpcApi) -> None:
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ]
+        )
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        self._server.add_generic_rpc_handlers((api.handlers(),))
+
+    def bind(self, address: str) -> int:
+        """Listen on host:port (0 = any free port) or unix:path; return the port."""
+        try:
+            return self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(
+                f"gRPC cannot listen on {address}: another process has the port, or the address is not ours; "
+                "stop it or pass --grpc-listen"
+            ) from error
+
+    async def start(self) -> None:
+        """Serve, and say so to health checks."""
+        await self._server.start()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def refuse(self) -> None:
+        """Tell health checks to send no more calls."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new calls; let running ones end within grace_s."""
+        await self._server.stop(grace_s)
+
+    async def _set_health(self, status: int) -> None:
+        for name in ("", SERVICE.full_name):
+            await self._health.set(name, status)

@@ -1,0 +1,105 @@
+"""Composes the service and runs it until it is told to stop."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from groupreplay_server.api.grpc_api import GrpcApi, GrpcServer
+from groupreplay_server.api.http_api import HttpServer, make_app
+from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.embedded import embedded_redis
+from groupreplay_server.janitor import Janitor
+from groupreplay_server.readiness import Readiness
+from groupreplay_server.service import ReplayService
+from groupreplay_server.settings import ServerSettings
+from groupreplay_server.store.connection import listen, open_redis
+from groupreplay_server.store.keys import WAKE_CHANNEL
+from groupreplay_server.store.redis_store import RedisStore
+from groupreplay_server.wakeups import WakeUps
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningServer:
+    """Where a started service answers."""
+
+    grpc_address: str
+    http_address: str
+    redis_url: str
+
+
+async def serve(settings: ServerSettings) -> None:
+    """Run until SIGTERM or SIGINT, then drain."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running_server(settings) as server:
+        _log.info("gRPC on %s, HTTP on %s, Redis at %s", server.grpc_address, server.http_address, server.redis_url)
+        await stop.wait()
+        _log.info("draining for at most %g s", settings.drain_s)
+    _log.info("stopped")
+
+
+@asynccontextmanager
+async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServer]:
+    """Start the service; on exit refuse new calls, wake parked ones, let running ones end, close."""
+    async with AsyncExitStack() as stack:
+        redis_url = settings.redis_url or await stack.enter_async_context(
+            embedded_redis(settings.data_dir, appendfsync=settings.redis_appendfsync)
+        )
+        store = RedisStore(await stack.enter_async_context(open_redis(redis_url)))
+        listener = await stack.enter_async_context(open_redis(redis_url, reply_timeout_s=None))
+        wakeups, janitor, readiness, metrics = WakeUps(), Janitor(store), Readiness(store), Metrics()
+        service = ReplayService(store, wakeups, janitor)
+        grpc_server = GrpcServer(GrpcApi(service, metrics))
+        http_server = HttpServer(make_app(service, readiness, metrics))
+        grpc_port = grpc_server.bind(settings.grpc_listen)
+        http_port = http_server.bind(settings.http_listen)
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        background = [
+            tasks.create_task(wakeups.dispatch(listen(listener, WAKE_CHANNEL))),
+            tasks.create_task(janitor.run()),
+        ]
+        tasks.create_task(http_server.serve())
+        await grpc_server.start()
+        running = RunningServer(
+            grpc_address=_with_port(settings.grpc_listen, grpc_port),
+            http_address=_with_port(settings.http_listen, http_port),
+            redis_url=redis_url,
+        )
+        if settings.ready_file:
+            _write_ready_file(settings.ready_file, running)
+        try:
+            yield running
+        finally:
+            readiness.start_draining()
+            await grpc_server.refuse()
+            wakeups.close()
+            await grpc_server.stop(settings.drain_s)
+            http_server.stop()
+            for task in background:
+                task.cancel()
+
+
+def _with_port(address: str, port: int) -> str:
+    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+
+def _write_ready_file(path: Path, running: RunningServer) -> None:
+    content = {
+        "pid": os.getpid(),
+        "grpc_address": running.grpc_address,
+        "http_address": running.http_address,
+        "redis_url": running.redis_url,
+    }
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content))
+    temporary.replace(path)

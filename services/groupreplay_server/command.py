@@ -1,0 +1,28 @@
+"""`groupreplay serve`."""
+
+import asyncio
+import logging
+import sys
+
+from groupreplay_server.app import serve
+from groupreplay_server.embedded import EmbeddedRedisError
+from groupreplay_server.settings import ServerSettings
+
+_DEFAULTS = ServerSettings()
+
+
+def run_server(settings: ServerSettings = _DEFAULTS) -> int:
+    """Run the replay service: gRPC for producers and trainers, HTTP for health and metrics, Redis for everything kept.
+
+    Without --redis-url it starts a private Redis in --data-dir, and stops it when it goes. SIGTERM drains: calls that
+    wait are told to go elsewhere, running ones get --drain-s seconds.
+    """
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    try:
+        asyncio.run(serve(settings))
+    except (OSError, EmbeddedRedisError) as error:
+        print(f"groupreplay serve: {error}", file=sys.stderr)
+        return 1
+    return 0

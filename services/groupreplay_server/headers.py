@@ -1,0 +1,95 @@
+"""Checks group headers as they come in; payloads are compared with them by length and magic, never parsed."""
+
+import math
+import statistics
+
+from groupreplay.convert import columns_from_header
+from groupreplay.errors import InvalidGroupError, InvalidRequestError
+from groupreplay.groups import MAX_POLICY_VERSION, check_name
+from groupreplay.payload import check_payload
+from groupreplay.types import Fill, TableConfig
+from groupreplay.v1 import group_pb2
+from groupreplay_server.store.records import IncomingGroup
+
+MAX_HEADER_BYTES = 256 * 1024
+MAX_TAGS = 64
+
+
+def read_group(header: group_pb2.GroupHeader, payload: bytes | None, config: TableConfig) -> IncomingGroup:
+    """Return the group as the store takes it, without the payload when the table will never deliver it.
+
+    Raises:
+        InvalidGroupError: the header contradicts itself or the payload.
+    """
+    _check_identity(header)
+    _check_rollouts(header)
+    reward_std = statistics.pstdev(header.rewards)
+    needed = reward_std > config.min_reward_std or config.fill is Fill.KEEP
+    _check_payload(header, payload, needed)
+    return IncomingGroup(
+        group_id=header.group_id,
+        prompt_id=header.prompt_id,
+        producer_id=header.producer_id,
+        policy_version_min=header.policy_version_min,
+        policy_version_max=header.policy_version_max,
+        reward_std=reward_std,
+        header=header.SerializeToString(),
+        payload=payload if needed or config.keep_ineffective_payload else None,
+    )
+
+
+def _check_identity(header: group_pb2.GroupHeader) -> None:
+    try:
+        check_name(header.group_id, "group_id")
+        if header.producer_id:
+            check_name(header.producer_id, "producer_id")
+    except InvalidRequestError as error:
+        raise InvalidGroupError(str(error)) from None
+    name = header.group_id
+    if not 1 <= len(header.prompt_id.encode()) <= 256:
+        raise InvalidGroupError(f"group {name}: prompt_id {header.prompt_id[:40]!r} is not 1 to 256 bytes long")
+    if len(header.task.encode()) > 128:
+        raise InvalidGroupError(f"group {name}: task {header.task[:40]!r} is longer than 128 bytes")
+    low, high = header.policy_version_min, header.policy_version_max
+    if not 0 <= low <= high <= MAX_POLICY_VERSION:
+        raise InvalidGroupError(
+            f"group {name}: policy versions {low} to {high} are not ascending in 0 to {MAX_POLICY_VERSION}"
+        )
+    if header.ByteSize() > MAX_HEADER_BYTES or len(header.tags) > MAX_TAGS:
+        raise InvalidGroupError(
+            f"group {name}: its header has {header.ByteSize()} bytes and {len(header.tags)} tags, "
+            f"at most {MAX_HEADER_BYTES} and {MAX_TAGS} are taken; move annotations into payload columns"
+        )
+
+
+def _check_rollouts(header: group_pb2.GroupHeader) -> None:
+    rollouts = len(header.rewards)
+    if rollouts == 0:
+        raise InvalidGroupError(f"group {header.group_id}: no rollouts; a group has at least one")
+    if len(header.response_lengths) != rollouts or len(header.finish_reasons) not in {0, rollouts}:
+        raise InvalidGroupError(
+            f"group {header.group_id}: {len(header.response_lengths)} response_lengths and "
+            f"{len(header.finish_reasons)} finish_reasons for {rollouts} rewards"
+        )
+    if min(header.response_lengths) < 1:
+        raise InvalidGroupError(f"group {header.group_id}: an empty response; every response has at least one token")
+    if not all(math.isfinite(reward) for reward in header.rewards):
+        raise InvalidGroupError(f"group {header.group_id}: rewards {list(header.rewards)[:32]} are not all finite")
+    known = group_pb2.FinishReason.values()
+    if any(reason not in known or reason == group_pb2.FINISH_REASON_UNSPECIFIED for reason in header.finish_reasons):
+        raise InvalidGroupError(f"group {header.group_id}: finish_reasons {list(header.finish_reasons)[:32]} not known")
+
+
+def _check_payload(header: group_pb2.GroupHeader, payload: bytes | None, needed: bool) -> None:
+    columns = columns_from_header(header)
+    if payload is not None:
+        check_payload(columns, len(payload), payload[:8])
+        if header.payload_bytes != len(payload):
+            raise InvalidGroupError(
+                f"group {header.group_id}: payload_bytes {header.payload_bytes} in the header, {len(payload)} came"
+            )
+    elif needed:
+        raise InvalidGroupError(
+            f"group {header.group_id}: its payload was left out, but the table will deliver it: it is effective, "
+            "or the fill rule keeps all"
+        )

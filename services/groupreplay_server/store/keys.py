@@ -1,0 +1,94 @@
+"""Every Redis key of groupreplay.
+
+The index keys of a run share the hash tag {run}, so that the scripts see its policy clock and a table at one moment,
+on Redis Cluster too. Payload keys carry no tag: their bytes spread over all shards.
+"""
+
+from dataclasses import dataclass
+
+PREFIX = "gr1"
+"""Names the key layout; a new layout takes a new prefix."""
+RUNS = f"{PREFIX}:runs"
+"""set of run names"""
+WAKE_CHANNEL = f"{PREFIX}:wake"
+"""pub/sub channel, messages `run/table fresh N`, `run/table demand N`, `run policy N`"""
+
+_TABLE_KEYS = (
+    "config",
+    "state",
+    "counters",
+    "fresh",
+    "recency",
+    "headers",
+    "facts",
+    "uses",
+    "pins",
+    "returns",
+    "leased",
+    "leases",
+    "records",
+    "ended",
+    "steps",
+    "seen",
+    "waiting",
+    "admitted",
+    "garbage",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunKeys:
+    """Keys of a run."""
+
+    run: str
+
+    @property
+    def policy(self) -> str:
+        """hash: the policy clock"""
+        return f"{PREFIX}:{{{self.run}}}:policy"
+
+    @property
+    def tables(self) -> str:
+        """set of table names"""
+        return f"{PREFIX}:{{{self.run}}}:tables"
+
+
+@dataclass(frozen=True, slots=True)
+class TableKeys:
+    """Keys of a table; lua/prelude.lua says what each holds."""
+
+    run: str
+    table: str
+
+    @property
+    def topic(self) -> str:
+        """Name of the table in messages."""
+        return f"{self.run}/{self.table}"
+
+    def key(self, name: str) -> str:
+        """Return the index key of this name."""
+        return f"{PREFIX}:{{{self.run}}}:{self.table}:{name}"
+
+    def all(self) -> list[str]:
+        """Return the keys in the order in which the scripts declare them."""
+        return [RunKeys(self.run).policy, *(self.key(name) for name in _TABLE_KEYS)]
+
+    def payload(self, member: str) -> str:
+        """Return the key of a payload; member = group_id/payload_ref, as the garbage set has it."""
+        return f"{PREFIX}:payload:{self.run}/{self.table}/{member}"
+
+
+def is_declared(key: str) -> bool:
+    """Return whether key is one that this module can make."""
+    if key == RUNS:
+        return True
+    head, _, rest = key.partition(":")
+    if head != PREFIX:
+        return False
+    if rest.startswith("payload:"):
+        return rest.count("/") == 3
+    parts = rest.split(":")
+    tagged = parts[0].startswith("{") and parts[0].endswith("}")
+    if len(parts) == 2:
+        return tagged and parts[1] in {"policy", "tables"}
+    return tagged and len(parts) == 3 and parts[2] in _TABLE_KEYS

@@ -1,0 +1,63 @@
+"""What goes into the store and comes out of it."""
+
+from dataclasses import dataclass
+
+from groupreplay.types import GroupSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncomingGroup:
+    """A group to be stored; the header stays as the producer serialized it."""
+
+    group_id: str
+    prompt_id: str
+    producer_id: str
+    policy_version_min: int
+    policy_version_max: int
+    reward_std: float
+    header: bytes
+    payload: bytes | None
+    """None = not stored: the table will never deliver it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeasedGroup:
+    """A group in a lease, without its payload."""
+
+    group_id: str
+    header: bytes
+    payload_ref: str
+    source: GroupSource
+    staleness: int
+    times_sampled: int
+    redeliveries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeasedBatch:
+    """A batch under a lease, payloads still in the store."""
+
+    lease_id: str
+    deadline_ms: int
+    policy_version: int
+    batch_size: int
+    fresh: int
+    fresh_effective: int
+    groups: tuple[LeasedGroup, ...]
+
+    @property
+    def refilled(self) -> int:
+        """Groups from replay."""
+        return sum(group.source is GroupSource.REPLAY for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNotReady:
+    """Why no batch could be leased yet."""
+
+    wanted: int
+    """Fresh groups (effective ones, when the table resamples) that would make it complete."""
+    available: int
+    """How many of them are there."""
+    next_deadline_ms: int
+    """When the next lease ends, and its groups may come back; 0 = no lease."""

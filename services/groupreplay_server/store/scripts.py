@@ -1,0 +1,108 @@
+"""Loads the Lua scripts, one per atomic operation, and calls them by the names of their parameters.
+
+A script's header is its signature: lines `local name = ARGV[n]`, and at most one `-- repeated: a, b` for a tail of
+records. Calling it with a missing or unknown name is a TypeError.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+from redis.exceptions import NoScriptError
+
+Value = str | bytes | int | float
+
+_PARAMETER = re.compile(r"^local (\w+) = (?:tonumber\()?ARGV\[(\d+)\]", re.MULTILINE)
+_REPEATED = re.compile(r"^-- repeated: (.+)$", re.MULTILINE)
+_SHARED = ("now_ms", "topic")
+_RUN_SCRIPTS = frozenset({"advance_policy"})
+"""Scripts over a run rather than a table: they stand alone, without the prelude."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One Lua script with its signature."""
+
+    name: str
+    source: str
+    sha: str
+    parameters: tuple[str, ...]
+    repeated: tuple[str, ...]
+
+    def arguments(self, values: Mapping[str, Value], records: Iterable[Sequence[Value]]) -> list[Value]:
+        """Return ARGV for these named values and repeated records.
+
+        Raises:
+            TypeError: a name is missing or unknown, or a record has another length than the script's.
+        """
+        if set(values) != set(self.parameters):
+            raise TypeError(f"script {self.name} takes {self.parameters}, not {tuple(values)}")
+        argv = [values[name] for name in self.parameters]
+        for record in records:
+            if len(record) != len(self.repeated):
+                raise TypeError(f"script {self.name} repeats {self.repeated}, not {len(record)} values")
+            argv.extend(record)
+        return argv
+
+
+@cache
+def load_script(name: str) -> Script:
+    """Return the script lua/<name>.lua, with the prelude before it."""
+    folder = files("groupreplay_server.store").joinpath("lua")
+    own = folder.joinpath(f"{name}.lua").read_text()
+    found = sorted((int(position), parameter) for parameter, position in _PARAMETER.findall(own))
+    if name in _RUN_SCRIPTS:
+        source = own
+        parameters = tuple(parameter for _, parameter in found)
+    else:
+        source = folder.joinpath("prelude.lua").read_text() + own
+        parameters = _SHARED + tuple(parameter for _, parameter in found)
+    repeated = _REPEATED.search(own)
+    return Script(
+        name=name,
+        source=source,
+        sha=hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(),
+        parameters=parameters,
+        repeated=tuple(part.strip() for part in repeated[1].split(",")) if repeated else (),
+    )
+
+
+def script_names() -> list[str]:
+    """Return the names of all scripts."""
+    folder = files("groupreplay_server.store").joinpath("lua")
+    return sorted(entry.name.removesuffix(".lua") for entry in folder.iterdir() if entry.name != "prelude.lua")
+
+
+async def call_script(
+    redis: Redis,
+    name: str,
+    keys: Sequence[str],
+    values: Mapping[str, Value],
+    records: Iterable[Sequence[Value]] = (),
+    *,
+    pipeline: Pipeline | None = None,
+) -> Any:
+    """Run a script atomically and return its answer.
+
+    With a pipeline, the commands queued in it go out in the same round trip, before the script.
+    """
+    script = load_script(name)
+    argv = script.arguments(values, records)
+    try:
+        if pipeline is None:
+            return await redis.evalsha(script.sha, len(keys), *keys, *argv)
+        pipeline.evalsha(script.sha, len(keys), *keys, *argv)
+        # Raised here rather than by execute(), which would put words of its own before the script's.
+        results = await pipeline.execute(raise_on_error=False)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return results[-1]
+    except NoScriptError:
+        return await redis.eval(script.source, len(keys), *keys, *argv)
