@@ -1,0 +1,5 @@
+"""`python -m groupreplay_cli`."""
+
+from groupreplay_cli import main
+
+main()
