@@ -12,9 +12,11 @@ local lease = cmsgpack.unpack(packed)
 if lease.state == 'committed' and lease.step == step then
   return 1
 elseif lease.state == 'committed' then
-  return fail('STEP_CONFLICT', 'lease %s of table %s was committed with step %d, not %d', lease_id, topic, lease.step, step)
+  return fail('STEP_CONFLICT', 'lease %s of table %s was committed with step %d, not %d',
+    lease_id, topic, lease.step, step)
 elseif lease.state == 'released' then
-  return fail('LEASE_EXPIRED', 'lease %s of table %s was released, its groups went back; take a new batch', lease_id, topic)
+  return fail('LEASE_EXPIRED', 'lease %s of table %s was released, its groups went back; take a new batch',
+    lease_id, topic)
 end
 local other = redis.call('ZRANGEBYSCORE', steps, step, step, 'LIMIT', 0, 1)[1]
 if other then

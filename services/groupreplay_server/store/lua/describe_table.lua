@@ -1,5 +1,6 @@
 -- Read the whole state of a table at one moment.
--- Returns {config, policy_version, fresh, replay, leased, leases, state, counters, missing}.   Errors: UNKNOWN_RUN, UNKNOWN_TABLE
+-- Returns {config, policy_version, fresh, replay, leased, leases, state, counters, missing}.
+-- Errors: UNKNOWN_RUN, UNKNOWN_TABLE
 local fill = redis.call('HGET', config, 'fill')
 if not fill then
   return no_such_table()

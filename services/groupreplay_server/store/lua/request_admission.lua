@@ -1,5 +1,6 @@
 -- Grant a producer as many groups as the table wants, up to a limit; its earlier grants are forgotten.
--- Returns {groups granted, when a lease or another producer's grant will end, or 0}.   Errors: UNKNOWN_RUN, UNKNOWN_TABLE
+-- Returns {groups granted, when a lease or another producer's grant will end, or 0}.
+-- Errors: UNKNOWN_RUN, UNKNOWN_TABLE
 local producer_id = ARGV[3]
 local max_groups = tonumber(ARGV[4])
 local until_ms = tonumber(ARGV[5]) -- when the grant stops counting

@@ -1,6 +1,7 @@
 -- Lease the next batch by the table's fill rule, or note what is missing for it.
--- Returns {1, deadline_ms, policy_version, batch_size, fresh, fresh_effective, groups}, each group being {header, group_id,
--- payload_ref, is_replay, staleness, times_sampled, redeliveries}; or {0, wanted, available, next lease deadline or 0}.
+-- Returns {1, deadline_ms, policy_version, batch_size, fresh, fresh_effective, groups}, each group being
+-- {header, group_id, payload_ref, is_replay, staleness, times_sampled, redeliveries}; or
+-- {0, wanted, available, next lease deadline or 0}.
 -- The id of a live lease returns that lease's batch again.
 -- Errors: UNKNOWN_RUN, UNKNOWN_TABLE, STEP_CONFLICT
 local lease_id = ARGV[3]             -- chosen by the trainer, so a retry is safe
@@ -38,8 +39,8 @@ if packed_lease then
   if lease.state == 'live' then
     return reply(lease)
   elseif lease.state == 'committed' then
-    return fail('STEP_CONFLICT', 'lease %s of table %s was committed with step %d; take the next batch with a new lease id',
-      lease_id, topic, lease.step)
+    return fail('STEP_CONFLICT', 'lease %s of table %s was committed with step %d; take the next batch with a new '
+      .. 'lease id', lease_id, topic, lease.step)
   end
 end
 

@@ -1,0 +1,67 @@
+# Two commands are enough: `make demo` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+# A smaller install on machines without a GPU: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_VERSION := 26.3
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
+       $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.PHONY: help demo test check format protos sync-client constraints wheel-test clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/demo-installed ## run the whole loop on this machine: a table and runs/demo/demo.png in minutes
+	@$(BIN)/groupreplay demo $(ARGS)
+
+test: $(VENV)/dev-installed ## run all tests, on a real Redis; ARGS="-k name" passes options to pytest
+	$(BIN)/pytest $(ARGS)
+
+check: $(VENV)/dev-installed ## lint, types, import directions, generated files
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python scripts/generate_protos.py --check
+	$(BIN)/python scripts/generate_sync_client.py --check
+	$(BIN)/python scripts/check_lua.py
+
+format: $(VENV)/dev-installed ## format, and fix what can be fixed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+protos: $(VENV)/dev-installed ## generate the Python modules of protos/
+	$(BIN)/python scripts/generate_protos.py
+
+sync-client: $(VENV)/dev-installed ## generate client.py from async_client.py
+	$(BIN)/python scripts/generate_sync_client.py
+
+constraints: $(VENV)/dev-installed ## pin what is installed now in constraints.txt
+	$(BIN)/python scripts/pin_constraints.py
+
+wheel-test: $(VENV)/dev-installed ## build the wheel and use it in clean environments
+	$(BIN)/python scripts/check_wheel.py
+
+clean: ## remove the virtual environment and everything that was built or run
+	rm -rf $(VENV) dist build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "groupreplay needs Python 3.11 or newer; pass PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet pip==$(PIP_VERSION)
+	@touch $@
+
+$(VENV)/demo-installed: $(VENV)/python pyproject.toml constraints.txt
+	@echo "installing groupreplay and PyTorch into $(VENV), once ..."
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/dev-installed: $(VENV)/demo-installed
+	@echo "installing the development tools into $(VENV), once ..."
+	$(PIP) --group dev
+	@touch $@

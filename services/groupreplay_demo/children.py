@@ -1,0 +1,73 @@
+"""The demo's processes: each is a groupreplay command of its own, as on a cluster."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+STOP_TIMEOUT_S = 30.0
+_LOG_LINES_SHOWN = 15
+
+
+class ChildFailedError(RuntimeError):
+    """A process ended by itself; the message has the end of its log."""
+
+
+class Child:
+    """One groupreplay command in a process of its own, which can be killed and started again."""
+
+    def __init__(self, name: str, arguments: list[str], *, folder: Path) -> None:
+        """Prepare `groupreplay <arguments>`; its output goes to folder/<name>.log."""
+        self.name = name
+        self._arguments = arguments
+        self._log = folder / f"{name}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; the log is appended to."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "groupreplay_cli", *self._arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+                start_new_session=True,  # Ctrl-C is for the demo, which stops its processes in order
+            )
+
+    def check(self) -> bool:
+        """Return whether it still runs, False if it ended well.
+
+        Raises:
+            ChildFailedError: it ended otherwise.
+        """
+        assert self._process is not None
+        status = self._process.poll()
+        if status:
+            tail = self._log.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:]
+            raise ChildFailedError(
+                f"{self.name} ended with status {status}; the end of {self._log}:\n" + "\n".join(tail)
+            )
+        return status is None
+
+    def kill(self) -> None:
+        """SIGKILL, as a machine that dies."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL for one that does not end."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
+def _environment() -> dict[str, str]:
+    """Settings for the demo are not settings for its processes."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GROUPREPLAY_")}

@@ -1,0 +1,99 @@
+"""Keeps an engine on the newest published weights of a run."""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from groupreplay import AsyncClient, GroupReplayError, Policy
+from groupreplay_generator.engines import Engine
+
+_log = logging.getLogger(__name__)
+
+_RUN_MISSING_PAUSE_S = 0.5
+
+
+class PolicyFollower:
+    """The newest policy with weights that the service told of; read with `newest`, awaited with `newer_than`."""
+
+    def __init__(self) -> None:
+        self._newest: Policy | None = None
+        self._changed = asyncio.Condition()
+
+    @property
+    def newest(self) -> Policy | None:
+        """The newest policy that has weights, or None before the trainer published any."""
+        return self._newest
+
+    async def newer_than(self, version: int) -> Policy:
+        """Wait until a policy above version is known, and return the newest."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._newest is not None and self._newest.version > version)
+        assert self._newest is not None
+        return self._newest
+
+    async def tell(self, policy: Policy) -> None:
+        """Take note of a policy, from whatever answer of the service."""
+        if not policy.weights_uri or (self._newest is not None and policy.version <= self._newest.version):
+            return
+        async with self._changed:
+            self._newest = policy
+            self._changed.notify_all()
+
+    async def watch(self, client: AsyncClient, run: str) -> None:
+        """Take note of every policy of a run, until cancelled. Waits for the run where there is none yet."""
+        waited = False
+        while True:
+            try:
+                async for policy in client.watch_policy(run=run):
+                    await self.tell(policy)
+            except GroupReplayError as error:
+                if not waited:
+                    _log.info("waiting for the trainer to create run %s: %s", run, error)
+                    waited = True
+            await asyncio.sleep(_RUN_MISSING_PAUSE_S)
+
+
+@asynccontextmanager
+async def following(client: AsyncClient, run: str) -> AsyncIterator[PolicyFollower]:
+    """Follow the policy of a run."""
+    follower = PolicyFollower()
+    task = asyncio.create_task(follower.watch(client, run))
+    try:
+        yield follower
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def take_up(engine: Engine, policy: Policy) -> bool:
+    """Load a policy's weights if the engine has older ones; return False if they cannot be had (any more)."""
+    if engine.policy_version >= policy.version:
+        return True
+    try:
+        await engine.load_weights(await asyncio.to_thread(weights_path, policy), policy.version)
+    except (OSError, ValueError) as error:
+        _log.warning("policy version %d stays out: %s; waiting for the next", policy.version, error)
+        return False
+    return True
+
+
+def weights_path(policy: Policy) -> Path:
+    """Return where a policy's weights lie, after comparing their SHA-256 with the published one.
+
+    Raises:
+        ValueError: the URI is no file, or the file is not the one that was published.
+        OSError: it cannot be read, perhaps because newer weights have replaced it.
+    """
+    uri = urlparse(policy.weights_uri)
+    if uri.scheme != "file" or uri.netloc not in {"", "localhost"}:
+        raise ValueError(f"weights {policy.weights_uri!r} are not a file:// URI of this machine's file system")
+    path = Path(unquote(uri.path))
+    if policy.weights_sha256:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != policy.weights_sha256:
+            raise ValueError(f"{path} has SHA-256 {found}, published was {policy.weights_sha256}")
+    return path

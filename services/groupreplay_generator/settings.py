@@ -1,0 +1,100 @@
+"""Settings of the generator and of the evaluator: flags, or GROUPREPLAY_GENERATE_* and GROUPREPLAY_EVALUATE_*."""
+
+import os
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cyclopts import Parameter
+
+from groupreplay.errors import InvalidRequestError
+from groupreplay.groups import check_name
+
+
+def _own_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorSettings:
+    """What to generate, and for whom.
+
+    Raises:
+        InvalidRequestError: a number is out of range, or a name has characters that the service refuses.
+    """
+
+    server: str = "127.0.0.1:50051"
+    """Address of the replay service, host:port."""
+    run: str = "default"
+    """Training run: whose policy to generate with."""
+    table: str = "rollouts"
+    """Table to insert into; the trainer creates it."""
+    producer_id: str = field(default_factory=_own_name)
+    """Names this generator; a restarted one should keep its name. Default: host and process id."""
+    task: str = "addition"
+    """Problems and their verifier: addition, countdown3 or countdown4."""
+    engine: str = "torch"
+    """What samples: torch, the tiny model on the CPU of this process."""
+    rollouts_per_prompt: int = 8
+    """G, the rollouts of a group."""
+    prompts_at_once: int = 64
+    """Groups generated in one go, at most; new weights are taken up between two goes."""
+    temperature: float = 1.0
+    """Sampling temperature; the trainer must recompute log probabilities at the same."""
+    seed: int = 0
+    """Seed of the problems and of the sampling."""
+    train_problems: int = 2000
+    """Size of the training set: so many problems of the task are drawn from, over and over."""
+    threads: int | None = None
+    """Processor threads of torch; all by default."""
+    insert_timeout_s: float = 60.0
+    """Seconds to try to insert groups before saying so; it goes on trying after that."""
+    inserted_log: Path | None = None
+    """Append the id of every acknowledged group to this file, to account for them afterwards."""
+
+    def __post_init__(self) -> None:
+        for name in ("run", "table", "producer_id"):
+            check_name(getattr(self, name), name)
+        for name in ("rollouts_per_prompt", "prompts_at_once", "train_problems"):
+            if getattr(self, name) < 1:
+                raise InvalidRequestError(f"{name} {getattr(self, name)} must be at least 1")
+        if not self.temperature > 0:
+            raise InvalidRequestError(f"temperature {self.temperature} must be above 0; greedy groups have no variance")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatorSettings:
+    """Which policy versions to measure on held-out problems, and how."""
+
+    server: str = "127.0.0.1:50051"
+    """Address of the replay service, host:port."""
+    run: str = "default"
+    """Training run whose policy to measure."""
+    task: str = "addition"
+    """Problems and their verifier: addition, countdown3 or countdown4."""
+    engine: str = "torch"
+    """What samples: torch, the tiny model on the CPU of this process."""
+    output: Path = Path("evaluations.jsonl")
+    """One JSON line per measured policy version is appended here."""
+    every: int = 10
+    """Measure when the policy is at least so many versions newer than the one measured before."""
+    last_version: int | None = None
+    """Measure this version too, then end; without it the evaluator runs until it is stopped."""
+    problems: int = 256
+    """Held-out problems."""
+    rollouts_per_prompt: int = 4
+    """Responses per problem; accuracy is the mean over all of them."""
+    temperature: float = 1.0
+    """Sampling temperature; 0 = greedy."""
+    seed: int = 0
+    """Seed of the problems and of the sampling; the same at every version."""
+    threads: int | None = None
+    """Processor threads of torch; all by default."""
+
+    def __post_init__(self) -> None:
+        check_name(self.run, "run")
+        for name in ("every", "problems", "rollouts_per_prompt"):
+            if getattr(self, name) < 1:
+                raise InvalidRequestError(f"{name} {getattr(self, name)} must be at least 1")
