@@ -10,7 +10,7 @@ PIP_VERSION := 26.3
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test check format protos sync-client constraints wheel-test clean
+.PHONY: help demo test check format protos sync-client reference constraints wheel-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,7 @@ check: $(VENV)/dev-installed ## lint, types, import directions, generated files
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python scripts/generate_protos.py --check
 	$(BIN)/python scripts/generate_sync_client.py --check
+	$(BIN)/python scripts/generate_reference.py --check
 	$(BIN)/python scripts/check_lua.py
 
 format: $(VENV)/dev-installed ## format, and fix what can be fixed
@@ -39,6 +40,9 @@ protos: $(VENV)/dev-installed ## generate the Python modules of protos/
 
 sync-client: $(VENV)/dev-installed ## generate client.py from async_client.py
 	$(BIN)/python scripts/generate_sync_client.py
+
+reference: $(VENV)/dev-installed ## write the generated pages of docs/reference
+	$(BIN)/python scripts/generate_reference.py
 
 constraints: $(VENV)/dev-installed ## pin what is installed now in constraints.txt
 	$(BIN)/python scripts/pin_constraints.py

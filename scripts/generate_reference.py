@@ -1,0 +1,90 @@
+"""Write docs/reference/errors.md and settings.md from the code; --check fails when the committed pages differ."""
+
+import argparse
+import ast
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from groupreplay.errors import ERRORS, GroupReplayError
+from groupreplay_cli import COMMANDS, PREFIX
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs/reference"
+
+
+_ERRORS_HEAD = """# Errors
+
+Every failed call names its reason: in the trailing metadata `groupreplay-reason` over gRPC, as an exception class in
+the SDK (all are `groupreplay.GroupReplayError`). The message says what was tried, the value, the limit and the fix.
+The SDK makes calls that failed for a retryable reason again by itself, until their timeout.
+
+| reason | exception | gRPC code | HTTP status | retryable | meaning |
+|---|---|---|---|---|---|"""
+
+
+def errors_page() -> str:
+    """Return the page of all errors."""
+    rows = [
+        f"| `{reason}` | `{cls.__name__}` | {cls.grpc_code.name} | {cls.http_status} | "
+        f"{'yes' if cls.retryable else 'no'} | {_first_line(cls)} |"
+        for reason, cls in sorted(ERRORS.items())
+    ]
+    return "\n".join([_ERRORS_HEAD, *rows, ""])
+
+
+def _first_line(cls: type[GroupReplayError]) -> str:
+    return (cls.__doc__ or "").splitlines()[0]
+
+
+def settings_page() -> str:
+    """Return the page of all settings of all commands."""
+    lines = ["# Settings", "", "Each is a flag, or an environment variable. An unknown one of either is refused.", ""]
+    for name, command in COMMANDS.items():
+        module, _, attribute = command.settings.partition(":")
+        settings = getattr(import_module(module), attribute)
+        lines += [f"## groupreplay {name}", "", "| flag | variable | default | meaning |", "|---|---|---|---|"]
+        lines += [
+            f"| `--{field.replace('_', '-')}` | `{PREFIX}{name.upper()}_{field.upper()}` | {default} | {meaning} |"
+            for field, default, meaning in _described_fields(settings)
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _described_fields(settings: type[Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield name, default and docstring of each field."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(settings))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    meanings = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+            assert isinstance(statement.target, ast.Name)
+            meanings[statement.target.id] = " ".join(ast.literal_eval(following.value).split())
+    for field in fields(settings):
+        default = "" if field.default is MISSING or field.default in (None, "") else f"`{field.default}`"
+        yield field.name, default, meanings[field.name].replace("|", "\\|")
+
+
+def main() -> int:
+    """Write, or compare with what is committed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page differs")
+    args = parser.parse_args()
+    pages = {FOLDER / "errors.md": errors_page(), FOLDER / "settings.md": settings_page()}
+    differing = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
+    if args.check:
+        for path in differing:
+            print(f"{path.name} is not what the code gives: run `make reference` and commit the result")
+        return 1 if differing else 0
+    for path in differing:
+        path.write_text(pages[path])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""What the documentation shows must work as it stands there."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from processes import ServerProcess
+
+from groupreplay import Client, Rollout, RolloutGroup, TableConfig
+from groupreplay_cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+ADDRESS = "127.0.0.1:50051"
+
+
+def blocks(page: Path, language: str) -> Iterator[str]:
+    """Yield the code blocks of a page in one language."""
+    yield from re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def name(page: Path) -> str:
+    """Name a page in test ids."""
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page, "python"))], ids=name)
+def test_python_snippets_run(page: Path, sync_client: Client, server_process: ServerProcess) -> None:
+    """The Python blocks of a page run one after the other against a service with groups in it."""
+    sync_client.create_table(run="math", table="train", config=_config_of(page))
+    for index in range(40):
+        rollouts = [Rollout(token_ids=[1, 2], behaviour_logprobs=[-0.5, -0.1], reward=reward) for reward in (0.0, 1.0)]
+        group = RolloutGroup.from_rollouts(
+            rollouts, group_id=f"g{index}", prompt_id=f"p{index}", prompt_token_ids=[3], policy_version=0
+        )
+        sync_client.insert(group, run="math", table="train")
+    code = "".join(blocks(page, "python")).replace(ADDRESS, server_process.grpc_address)
+    exec(compile(code, name(page), "exec"), {"__name__": "snippet"})
+
+
+def _config_of(page: Path) -> TableConfig:
+    return TableConfig(ahead_groups=0) if "ahead_groups=0" in page.read_text() else TableConfig()
+
+
+def shell_lines() -> list[tuple[str, str]]:
+    """Return (page, line) of every command that the documentation shows."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page, "sh"):
+            found += [(name(page), line.strip()) for line in block.splitlines() if line.strip()]
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), shell_lines())
+def test_commands_exist_with_these_flags(page: str, line: str) -> None:
+    """Each `groupreplay` command and flag, and each make target, that the documentation shows exists."""
+    words = shlex.split(line, comments=True)
+    if words[0] == "groupreplay":
+        _check_flags(words[1], words[2:])
+    elif words[0] == "make":
+        targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert words[1] in targets, f"{page}: {line}"
+        arguments = [word.removeprefix("ARGS=") for word in words[2:] if word.startswith("ARGS=")]
+        if words[1] == "demo" and arguments:
+            _check_flags("demo", shlex.split(arguments[0]))
+    else:
+        assert words[0] in {"git", "cd", "pip", "curl", "python3"}, f"{page}: nobody checks {line}"
+
+
+def _check_flags(command: str, words: list[str]) -> None:
+    module, _, attribute = COMMANDS[command].settings.partition(":")
+    known = {f"--{field.name.replace('_', '-')}" for field in fields(getattr(import_module(module), attribute))}
+    for word in words:
+        if word.startswith("--"):
+            assert word.partition("=")[0] in known | {"--help"}, f"groupreplay {command} has no {word}"
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link of the documentation names a file that exists."""
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            if not target.startswith(("http:", "https:")):
+                assert (page.parent / target).exists(), f"{name(page)} links to {target}"
+
+
+def test_every_counter_is_described() -> None:
+    """Each counter that a script can write has a row in the reference."""
+    page = (ROOT / "docs/reference/counters.md").read_text()
+    for script in (ROOT / "services/groupreplay_server/store/lua").glob("*.lua"):
+        text = script.read_text()
+        for counter in re.findall(r"count\('(\w+)'", text) + re.findall(r"and '(\w+)' or 'delivered", text):
+            assert f"`{counter}`" in page or counter.endswith("_"), f"{script.name}: {counter}"
+        for reason in re.findall(r"discard\([^)]*'(\w+)'\)", text):
+            assert f"`gone_{reason}`" in page, f"{script.name}: gone_{reason}"
