@@ -18,18 +18,40 @@ class Command:
     function: str
     settings: str
     extra: str
+    summary: str
 
 
 COMMANDS = {
-    "serve": Command("groupreplay_server.command:run_server", "groupreplay_server.settings:ServerSettings", "server"),
+    "serve": Command(
+        "groupreplay_server.command:run_server",
+        "groupreplay_server.settings:ServerSettings",
+        "server",
+        "Run the replay service.",
+    ),
     "generate": Command(
-        "groupreplay_generator.command:generate", "groupreplay_generator.settings:GeneratorSettings", "generator"
+        "groupreplay_generator.command:generate",
+        "groupreplay_generator.settings:GeneratorSettings",
+        "generator",
+        "Generate scored rollout groups for a table.",
     ),
-    "train": Command("groupreplay_trainer.command:train", "groupreplay_trainer.settings:TrainerSettings", "trainer"),
+    "train": Command(
+        "groupreplay_trainer.command:train",
+        "groupreplay_trainer.settings:TrainerSettings",
+        "trainer",
+        "Train a policy on batches from a table.",
+    ),
     "evaluate": Command(
-        "groupreplay_generator.command:evaluate", "groupreplay_generator.settings:EvaluatorSettings", "generator"
+        "groupreplay_generator.command:evaluate",
+        "groupreplay_generator.settings:EvaluatorSettings",
+        "generator",
+        "Measure the policies of a run on held-out problems.",
     ),
-    "demo": Command("groupreplay_demo.command:demo", "groupreplay_demo.settings:DemoSettings", "demo"),
+    "demo": Command(
+        "groupreplay_demo.command:demo",
+        "groupreplay_demo.settings:DemoSettings",
+        "demo",
+        "Show the whole loop on this machine in a few minutes.",
+    ),
 }
 
 
@@ -47,7 +69,9 @@ def main() -> None:
         if name in COMMANDS:
             _refuse_unknown_variables(name, os.environ)
         for command_name, command in COMMANDS.items():
-            app.command(command.function, name=command_name)
+            # The summary spares importing all commands to list them; the one that is called has its own words.
+            own_words = {} if command_name == name else {"help": command.summary}
+            app.command(command.function, name=command_name, **own_words)
         sys.exit(app())
     except ImportError as error:
         extra = COMMANDS[name].extra if name in COMMANDS else "demo"

@@ -20,6 +20,7 @@ def run_server(settings: ServerSettings = _DEFAULTS) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         asyncio.run(serve(settings))
     except (OSError, EmbeddedRedisError) as error:
