@@ -1,0 +1,184 @@
+"""The trainer's calls to the replay service: it outlives the service's restarts, and never waits in silence."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from groupreplay import (
+    Batch,
+    BatchNotReadyError,
+    CallDeadlineExceededError,
+    Client,
+    GroupReplayError,
+    LeaseExpiredError,
+    Policy,
+    ServiceUnavailableError,
+    ShuttingDownError,
+    StoreUnavailableError,
+    UnknownLeaseError,
+)
+from groupreplay_trainer.settings import TrainerSettings
+
+POLL_S: Final = 5.0
+"""Longest single wait for a batch: within this time a trainer that is told to stop takes notice."""
+RETRY_S: Final = 1.0
+
+_AWAY = (ServiceUnavailableError, StoreUnavailableError, ShuttingDownError, CallDeadlineExceededError)
+"""The service will come back, and every call may be repeated."""
+
+_log = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
+
+
+class StopRequestedError(Exception):
+    """The trainer was told to stop while it waited or worked."""
+
+
+class ServiceCalls:
+    """The calls of one trainer, on its table. While the service is away they wait, until `stop` is set."""
+
+    def __init__(self, client: Client, *, settings: TrainerSettings, stop: threading.Event) -> None:
+        """Wrap an open client."""
+        self._client = client
+        self._settings = settings
+        self._stop = stop
+        self._extend_at = 0.0
+        self._away = False
+
+    def create_table(self) -> None:
+        """Create the table, or find it with the same configuration.
+
+        Raises:
+            TableExistsError: the table is there with another configuration; the message has the difference.
+            StopRequestedError: as every call here.
+        """
+        settings = self._settings
+        self._patiently(
+            "create the table",
+            lambda: self._client.create_table(run=settings.run, table=settings.table, config=settings.table_config()),
+        )
+
+    def get_policy(self) -> Policy:
+        """Return the run's policy clock."""
+        return self._patiently("read the policy clock", lambda: self._client.get_policy(run=self._settings.run))
+
+    def advance_policy(self, policy: Policy) -> None:
+        """Announce published weights.
+
+        Raises:
+            PolicyVersionConflictError: the clock stands at or beyond this version, with other weights.
+        """
+        self._patiently("advance the policy", lambda: self._client.advance_policy(policy))
+
+    def next_batch(self, step: int) -> Batch:
+        """Wait for the batch of a step, saying now and then what is missing. The same step again: the same batch.
+
+        Raises:
+            StepConflictError: the step is committed.
+            StopRequestedError: told to stop; the lease may have been given all the same.
+        """
+        settings = self._settings
+        started = time.monotonic()
+        report_at = started + settings.report_s
+        while True:
+            try:
+                batch = self._patiently(
+                    "take a batch",
+                    lambda: self._client.next_batch(
+                        run=settings.run,
+                        table=settings.table,
+                        batch_size=settings.batch_size,
+                        lease_id=settings.lease_id(step),
+                        lease_s=settings.lease_s,
+                        timeout_s=min(POLL_S, settings.report_s),
+                        holder=settings.trainer_id,
+                    ),
+                )
+            except BatchNotReadyError as error:
+                if time.monotonic() >= report_at:
+                    waited_s = time.monotonic() - started
+                    _log.info("step %d has waited %.0f s for its batch; last answer: %s", step, waited_s, error)
+                    report_at = time.monotonic() + settings.report_s
+                self.check_stop()
+            else:
+                # After a restart this may be a lease that the trainer before had held for long.
+                left_s = min(batch.lease_deadline_ms / 1000 - time.time(), settings.lease_s)
+                self._extend_at = time.monotonic() + left_s - settings.lease_s / 2
+                return batch
+
+    def keep_lease(self, step: int) -> None:
+        """Extend the lease of a step if less than half its time is left. Failure is logged: the commit decides."""
+        if time.monotonic() < self._extend_at:
+            return
+        self._extend_at = time.monotonic() + self._settings.lease_s / 2
+        lease_id = self._settings.lease_id(step)
+        try:
+            self._client.extend_lease(
+                run=self._settings.run, table=self._settings.table, lease_id=lease_id, lease_s=self._settings.lease_s
+            )
+        except GroupReplayError as error:
+            _log.warning("lease %s was not extended: %s. Training goes on; the commit will tell", lease_id, error)
+
+    def commit(self, step: int, lease_id: str) -> None:
+        """Record that a step has trained on the groups of a lease; again changes nothing.
+
+        Raises:
+            LeaseExpiredError, UnknownLeaseError: the groups are, or may be, somebody else's.
+            StepConflictError: the step was committed with another lease.
+        """
+        self._patiently(
+            "commit the step",
+            lambda: self._client.commit(
+                run=self._settings.run, table=self._settings.table, lease_id=lease_id, step=step
+            ),
+        )
+
+    def release(self, step: int) -> None:
+        """Give the groups of an unfinished step back. One try: the lease ends by itself in any case."""
+        lease_id = self._settings.lease_id(step)
+        if self._away:
+            # The client would try for call_timeout_s, and whoever stops a trainer waits for it to end.
+            _log.warning("lease %s was not released, because the service is away; it ends by itself", lease_id)
+            return
+        try:
+            returned = self._client.release(run=self._settings.run, table=self._settings.table, lease_id=lease_id)
+        except (UnknownLeaseError, LeaseExpiredError):
+            return
+        except GroupReplayError as error:
+            _log.warning("lease %s was not released, and ends by itself: %s", lease_id, error)
+        else:
+            _log.info("released lease %s: %d fresh groups went back", lease_id, returned)
+
+    def check_stop(self) -> None:
+        """Raise StopRequestedError if the trainer was told to stop."""
+        if self._stop.is_set():
+            raise StopRequestedError
+
+    def _patiently(self, what: str, call: Callable[[], ResultT]) -> ResultT:
+        """Return what `call` returns, trying again for as long as the service is away."""
+        away_since: float | None = None
+        report_at = 0.0
+        while True:
+            try:
+                result = call()
+            except _AWAY as error:
+                away_since = time.monotonic() if away_since is None else away_since
+                self._away = True
+                if time.monotonic() >= report_at:
+                    _log.warning("cannot %s now, trying on until the service answers: %s", what, error)
+                    report_at = time.monotonic() + self._settings.report_s
+                if self._stop.wait(RETRY_S):
+                    raise StopRequestedError from error
+            except GroupReplayError:
+                self._answered(away_since)
+                raise
+            else:
+                self._answered(away_since)
+                return result
+
+    def _answered(self, away_since: float | None) -> None:
+        self._away = False
+        if away_since is not None:
+            _log.warning("the service answers again after %.0f s", time.monotonic() - away_since)

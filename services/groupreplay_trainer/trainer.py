@@ -1,0 +1,318 @@
+"""The training loop: each step is a transaction that survives the death of the trainer and of the service.
+
+    take a batch under a lease named after the step -> train -> log -> checkpoint -> commit -> publish -> advance
+
+Until the checkpoint is on disk the step has not happened: the lease goes back, or is taken up again after a restart,
+with the same groups. From then on it has: whatever of commit, publish and advance is missing is done after a restart,
+and each changes nothing the second time. Policy version n is the weights after step n, always.
+"""
+
+import logging
+import threading
+import time
+from dataclasses import replace
+from typing import Final
+
+import torch
+
+from groupreplay import (
+    Batch,
+    Client,
+    LeaseExpiredError,
+    Policy,
+    PolicyVersionConflictError,
+    StepConflictError,
+    UnknownLeaseError,
+)
+from groupreplay_trainer.advantages import AdvantageEstimator
+from groupreplay_trainer.checkpoint import (
+    CheckpointFolder,
+    Progress,
+    TrainingState,
+    TrainingStateError,
+)
+from groupreplay_trainer.collate import TrainingBatch, collate
+from groupreplay_trainer.loss import LossConfig, Objective
+from groupreplay_trainer.policy_model import PolicyModel, load_policy_model
+from groupreplay_trainer.publish import WeightsFolder
+from groupreplay_trainer.run_folder import RunFolder
+from groupreplay_trainer.service_calls import ServiceCalls, StopRequestedError
+from groupreplay_trainer.settings import Algorithm, TrainerSettings
+from groupreplay_trainer.step_log import GROUP_LOG, TRAIN_LOG, StepLog
+from groupreplay_trainer.step_record import diagnose, group_record, summary, train_record
+from groupreplay_trainer.update import PolicyUpdater, UpdateReport, UpdateSettings
+
+_OBJECTIVES: Final[dict[Algorithm, Objective]] = {"popo": Objective.DECOUPLED, "popo-mu": Objective.COUPLED}
+"""Every other algorithm has behaviour weight 1."""
+
+_log = logging.getLogger(__name__)
+
+
+class TrainingConflictError(RuntimeError):
+    """Checkpoints and service contradict each other, and only a person can say which is right."""
+
+
+def run_trainer(settings: TrainerSettings, *, stop: threading.Event) -> None:
+    """Train until `settings.steps` steps are done or `stop` is set; continue where the run folder's trainer was.
+
+    Raises:
+        RunFolderBusyError: another trainer works in the run folder.
+        TrainingConflictError: the service's record of the run does not fit the run folder.
+        FileNotFoundError, ValueError: the model cannot be loaded, or a group cannot be trained on.
+        GroupReplayError: the service refused a call, and would again.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    model = load_policy_model(settings.model)
+    with RunFolder(settings.run_dir) as folder, Client(settings.server, timeout_s=settings.call_timeout_s) as client:
+        Trainer(settings, client=client, model=model, folder=folder, stop=stop).run()
+
+
+class Trainer:
+    """One trainer at work in its run folder."""
+
+    def __init__(
+        self,
+        settings: TrainerSettings,
+        *,
+        client: Client,
+        model: PolicyModel,
+        folder: RunFolder,
+        stop: threading.Event,
+    ) -> None:
+        """Wire the parts; reads and calls nothing.
+
+        Args:
+            settings: see TrainerSettings.
+            client: open, stays open.
+            model: the weights a new run starts from; changed in place.
+            folder: locked by the caller.
+            stop: set it, and `run` returns soon.
+        """
+        self._settings = settings
+        self._model = model
+        self._optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        self._generator = torch.Generator().manual_seed(settings.seed)
+        self._calls = ServiceCalls(client, settings=settings, stop=stop)
+        self._checkpoints = CheckpointFolder(folder.checkpoints)
+        self._weights = WeightsFolder(settings.weights_folder, keep=settings.keep_weights)
+        self._step_log = StepLog(folder.path)
+        self._progress = Progress(run=settings.run, table=settings.table, step=0, lease_id="")
+        self._updater = PolicyUpdater(
+            model,
+            self._optimizer,
+            settings=update_settings(settings),
+            generator=self._generator,
+            on_progress=self._on_progress,
+        )
+
+    @property
+    def progress(self) -> Progress:
+        """Where training stands: the newest step that is on disk."""
+        return self._progress
+
+    def run(self) -> None:
+        """Train to the last step, or until told to stop. See `run_trainer` for what it raises."""
+        self._checkpoints.prepare()
+        self._weights.prepare()
+        try:
+            self._calls.create_table()
+            self._resume()
+            while self._progress.step < self._settings.steps:
+                self._train_step(self._progress.step + 1)
+        except StopRequestedError:
+            _log.info("stopped after step %d; start again to continue", self._progress.step)
+        else:
+            _log.info("all %d steps are done", self._progress.step)
+
+    def _resume(self) -> None:
+        """Load the newest checkpoint, or begin with one of step 0, and complete its transaction."""
+        state = self._checkpoints.load_newest()
+        if state is not None:
+            self._take_over(state)
+            _log.info("continuing after step %d", self._progress.step)
+        else:
+            self._begin()
+        clock = self._calls.get_policy()
+        step = self._progress.step
+        if clock.version > step:
+            raise TrainingConflictError(
+                f"run {self._settings.run!r} is at policy version {clock.version}, but the newest readable checkpoint "
+                f"in {self._settings.run_dir} is of step {step}: another trainer advanced the run, or this folder is "
+                "an old copy. Use the folder of that trainer, or another run"
+            )
+        self._complete_step(clock)
+
+    def _begin(self) -> None:
+        if not self._step_log.is_empty():
+            raise TrainingConflictError(
+                f"{self._settings.run_dir} has the log of a run but no readable checkpoint; give a new run another "
+                "run_dir, or put the checkpoint back"
+            )
+        self._save(self._progress)
+        _log.info("a new run: policy version 0 is %s", self._settings.model)
+
+    def _train_step(self, step: int) -> None:
+        """Take a batch, train on it, and make that durable; then tell the service."""
+        started = time.monotonic()
+        try:
+            batch = self._calls.next_batch(step)
+            waiting_s = time.monotonic() - started
+            report, rollouts = self._train_on(batch)
+            diagnostics = diagnose(batch, rollouts, report)
+            totals = self._progress.counters.plus(batch, updates=len(report.losses) if report else 0)
+            line = train_record(
+                step,
+                batch,
+                diagnostics=diagnostics,
+                totals=totals,
+                waiting_s=waiting_s,
+                training_s=time.monotonic() - started - waiting_s,
+            )
+            lengths = self._step_log.append({TRAIN_LOG: line, GROUP_LOG: group_record(step, batch)})
+            self._save(
+                replace(self._progress, step=step, lease_id=batch.lease_id, counters=totals, log_lengths=lengths)
+            )
+        except StepConflictError as error:
+            raise _step_conflict(step, error) from error
+        except Exception:
+            # Nothing of the step is on disk: its groups go back now, not when the lease runs out.
+            self._calls.release(step)
+            raise
+        _log.info("%s", summary(line))
+        self._complete_step(Policy(run=self._settings.run, version=step - 1))
+
+    def _train_on(self, batch: Batch) -> tuple[UpdateReport | None, TrainingBatch | None]:
+        """Update the model. There is no report where the batch holds nothing to train on; then nothing was changed."""
+        if not batch.groups:
+            _log.warning(
+                "%s: none of the %d fresh groups is effective, and there is no replay yet: no update",
+                batch.lease_id,
+                batch.fresh,
+            )
+            return None, None
+        rollouts = collate(
+            batch,
+            pad_token_id=self._model.pad_token_id,
+            estimator=AdvantageEstimator(self._settings.advantages),
+            max_tokens=self._model.max_tokens,
+        )
+        if not rollouts.trained_tokens:
+            _log.warning("the loss masks of batch %s leave out every token: no update", batch.lease_id)
+            return None, rollouts
+        return self._updater.update(rollouts), rollouts
+
+    def _complete_step(self, clock: Policy) -> None:
+        """Commit, publish and announce the newest checkpoint; what was done before changes nothing.
+
+        Args:
+            clock: the run's policy clock as last known.
+        """
+        progress = self._progress
+        if progress.lease_id and not self._commit(clock.version):
+            self._roll_back()
+            # Not only the newest step may be open: a store that lost its last second forgot the commit before, too.
+            self._complete_step(self._calls.get_policy())
+            return
+        if clock.version == progress.step and self._weights.holds(clock):
+            return
+        policy = self._weights.publish(self._model, run=progress.run, version=progress.step)
+        try:
+            self._calls.advance_policy(policy)
+        except PolicyVersionConflictError as error:
+            raise TrainingConflictError(
+                f"run {progress.run!r} announced other weights as policy version {policy.version} than those in "
+                f"{self._settings.run_dir}: another trainer or another model is at work in it; give this one another "
+                f"run. ({error})"
+            ) from error
+
+    def _commit(self, clock_version: int) -> bool:
+        """Commit the newest checkpoint's step; False if its groups are no longer this trainer's."""
+        step, lease_id = self._progress.step, self._progress.lease_id
+        try:
+            self._calls.commit(step, lease_id)
+        except StepConflictError as error:
+            raise _step_conflict(step, error) from error
+        except LeaseExpiredError as error:
+            _log.error("step %d trained on groups that went to somebody else meanwhile: %s", step, error)
+            return False
+        except UnknownLeaseError as error:
+            if clock_version == step:
+                return True  # Published, so it had been committed; the service has forgotten the lease since.
+            if clock_version < step - 1:
+                _log.error(
+                    "the service is at policy version %d and has lost what it knew of the run (%s); "
+                    "going on after step %d. Groups stored before may be gone, or be trained on again",
+                    clock_version,
+                    error,
+                    step,
+                )
+                return True
+            _log.error("step %d may have trained on groups that went to somebody else: %s", step, error)
+            return False
+        return True
+
+    def _roll_back(self) -> None:
+        """Undo the newest step: drop its checkpoint and log lines, and restore the one before."""
+        step = self._progress.step
+        try:
+            state = self._checkpoints.load(step - 1)
+        except TrainingStateError as error:
+            raise TrainingConflictError(
+                f"step {step} must be undone, because its groups are no longer this trainer's, but the checkpoint "
+                f"before is missing: {error}. Put it back, or start a new run"
+            ) from error
+        self._checkpoints.drop(step)
+        self._take_over(state)
+        _log.error("step %d was undone, so that no group is trained twice; going on after step %d", step, step - 1)
+
+    def _take_over(self, state: TrainingState) -> None:
+        progress, settings = state.progress, self._settings
+        if (progress.run, progress.table) != (settings.run, settings.table):
+            raise TrainingConflictError(
+                f"{settings.run_dir} holds run {progress.run!r}, table {progress.table!r}, not run {settings.run!r}, "
+                f"table {settings.table!r}; give each run its own run_dir"
+            )
+        state.restore(model=self._model, optimizer=self._optimizer, generator=self._generator)
+        self._step_log.cut(progress.log_lengths)
+        self._progress = progress
+
+    def _save(self, progress: Progress) -> None:
+        self._checkpoints.save(
+            TrainingState.capture(progress, model=self._model, optimizer=self._optimizer, generator=self._generator)
+        )
+        self._progress = progress
+
+    def _on_progress(self) -> None:
+        self._calls.check_stop()
+        self._calls.keep_lease(self._progress.step + 1)
+
+
+def update_settings(settings: TrainerSettings) -> UpdateSettings:
+    """Return what the settings mean for the update.
+
+    Raises:
+        ValueError: a setting of the loss is out of range.
+    """
+    preset = LossConfig.robust() if settings.preset == "robust" else LossConfig.faithful()
+    return UpdateSettings(
+        loss=replace(
+            preset,
+            objective=_OBJECTIVES.get(settings.algorithm, Objective.PROXIMAL),
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            dual_clip=settings.dual_clip,
+        ),
+        temperature=settings.temperature,
+        minibatches=settings.minibatches,
+        max_rollouts_at_once=settings.max_rollouts_at_once,
+        max_grad_norm=settings.max_grad_norm,
+        entropy_coefficient=settings.entropy_coefficient,
+    )
+
+
+def _step_conflict(step: int, error: StepConflictError) -> TrainingConflictError:
+    return TrainingConflictError(
+        f"step {step} was committed before with another lease: another trainer takes batches from this table, or the "
+        f"run folder is an old copy. Give each trainer its own run, or use the newest run folder. ({error})"
+    )

@@ -1,0 +1,118 @@
+"""An update is the objective's gradient, however the batch is cut."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from groupreplay import GroupSource
+from groupreplay_trainer.collate import TrainingBatch, collate
+from groupreplay_trainer.loss import LossConfig
+from groupreplay_trainer.policy_model import TinyLMPolicy, TokenScores
+from groupreplay_trainer.update import PolicyUpdater, UpdateSettings
+
+
+def updater(model: TinyLMPolicy, **changes: Any) -> PolicyUpdater:
+    """Return an updater with plain SGD, whose step is the gradient itself."""
+    values: dict[str, Any] = {
+        "loss": LossConfig.faithful(),
+        "temperature": 1.0,
+        "minibatches": 1,
+        "max_rollouts_at_once": 100,
+        "max_grad_norm": 1e9,
+        "entropy_coefficient": 0.0,
+    }
+    on_progress = changes.pop("on_progress", lambda: None)
+    settings = UpdateSettings(**(values | changes))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    generator = torch.Generator().manual_seed(0)
+    return PolicyUpdater(model, optimizer, settings=settings, generator=generator, on_progress=on_progress)
+
+
+@pytest.fixture
+def batch(make_group, make_batch) -> TrainingBatch:  # type: ignore[no-untyped-def]
+    """Return two fresh and two replayed groups."""
+    sources = [GroupSource.FRESH, GroupSource.FRESH, GroupSource.REPLAY, GroupSource.REPLAY]
+    groups = [make_group(f"g{i}", lengths=(2 + i, 3, 1 + i), source=source) for i, source in enumerate(sources)]
+    return collate(make_batch(groups), pad_token_id=0)
+
+
+def flat_weights(model: TinyLMPolicy) -> torch.Tensor:
+    """Return all weights in one vector."""
+    return torch.cat([tensor.reshape(-1).clone() for tensor in model.weights().values()])
+
+
+def test_one_update_follows_the_weighted_policy_gradient(model: TinyLMPolicy, batch: TrainingBatch) -> None:
+    """From the proximal policy, one step moves along 1/N sum w A grad log pi."""
+    scores = model.score(batch.token_ids_BT, batch.attention_mask_BT, temperature=1.0)
+    weights = (scores.logprobs_BT.detach() - batch.behaviour_logprobs_BT).exp()
+    terms = weights * batch.advantages_B[:, None] * scores.logprobs_BT
+    objective = terms[batch.response_mask_BT].sum() / batch.trained_tokens
+    gradient = torch.cat([piece.reshape(-1) for piece in torch.autograd.grad(objective, model.parameters())])
+    before = flat_weights(model)
+    report = updater(model).update(batch)
+    torch.testing.assert_close(flat_weights(model) - before, gradient, atol=1e-5, rtol=1e-4)
+    assert report.grad_norms[0] == pytest.approx(gradient.norm().item(), rel=1e-4)
+    torch.testing.assert_close(
+        report.proximal.logprobs_BT[batch.response_mask_BT], scores.logprobs_BT.detach()[batch.response_mask_BT]
+    )
+    assert report.fresh.tokens + report.replay.tokens == batch.trained_tokens
+    assert report.fresh.clipped_low + report.replay.clipped_high == 0
+
+
+def test_gradient_accumulation_does_not_change_the_update(model: TinyLMPolicy, batch: TrainingBatch) -> None:
+    """Forward passes of two rollouts at a time give the update of one pass."""
+    start = {name: tensor.clone() for name, tensor in model.weights().items()}
+    ends, losses = [], []
+    for at_once in (100, 2):
+        model.load_weights(start)
+        losses.append(updater(model, max_rollouts_at_once=at_once, entropy_coefficient=0.01).update(batch).losses[0])
+        ends.append(flat_weights(model))
+    torch.testing.assert_close(ends[0], ends[1], atol=1e-6, rtol=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_minibatch_losses_average_to_the_batch_token_mean(model: TinyLMPolicy, batch: TrainingBatch) -> None:
+    """Every token of a batch has the same weight, whichever minibatch it is in."""
+    whole = updater(model, max_grad_norm=1e-12).update(batch).losses
+    pieces = updater(model, minibatches=4, max_grad_norm=1e-12).update(batch).losses
+    assert len(pieces) == 4
+    assert sum(pieces) / 4 == pytest.approx(whole[0], rel=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight(model: TinyLMPolicy, batch: TrainingBatch) -> None:
+    """One bad minibatch is left out and counted; the weights stay finite."""
+
+    class Broken(TinyLMPolicy):
+        def score(self, token_ids_BT: torch.Tensor, *arguments: Any, **named: Any) -> TokenScores:  # noqa: N803
+            scores = super().score(token_ids_BT, *arguments, **named)
+            return TokenScores(logprobs_BT=scores.logprobs_BT * math.inf, entropy_BT=scores.entropy_BT)
+
+    broken = Broken(model._model)
+    before = flat_weights(model)
+    report = updater(broken).update(batch)
+    assert (report.skipped, report.losses, report.grad_norms) == (1, (), ())
+    assert torch.equal(flat_weights(model), before)
+
+
+def test_progress_is_reported_before_every_forward_pass_and_may_end_the_update(
+    model: TinyLMPolicy, batch: TrainingBatch
+) -> None:
+    """A trainer extends its lease and takes notice of a stop between passes."""
+    calls: list[int] = []
+    updater(model, max_rollouts_at_once=6, on_progress=lambda: calls.append(1)).update(batch)
+    assert len(calls) == 4
+
+    def stop() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        updater(model, on_progress=stop).update(batch)
+
+
+def test_a_batch_without_trained_tokens_is_refused(make_group, make_batch, model: TinyLMPolicy) -> None:  # type: ignore[no-untyped-def]
+    """There is no mean over no token."""
+    masked = collate(make_batch([make_group(loss_mask=[False] * 9)]), pad_token_id=0)
+    with pytest.raises(ValueError, match="nothing to train on"):
+        updater(model).update(masked)
