@@ -254,13 +254,18 @@ class AsyncClient:
         It outlives restarts of the service; versions published in quick succession may be skipped.
         """
         attempts = Attempts(None)
+        newest: Policy | None = None
         while True:
             call = self._stub.WatchPolicy(pb.WatchPolicyRequest(run=run, after_version=after_version))
             try:
                 async for response in call:
                     attempts.succeeded()
-                    after_version = response.policy.version
-                    yield convert.policy_from_proto(response.policy)
+                    policy = convert.policy_from_proto(response.policy)
+                    # Version 0 may get its weights later, so after a break it is asked for again.
+                    after_version = policy.version if policy.version else -1
+                    if policy != newest:
+                        newest = policy
+                        yield policy
                 failure_s = 0.0
             except grpc.RpcError as failure:
                 failure_s = attempts.pause_after(error_from_rpc(failure, self._address))
@@ -308,7 +313,7 @@ class AsyncClient:
         table: str,
         timeout_s: float | None,
     ) -> list[pb.InsertResult]:
-        if sum(len(payload) for _, payload in window) <= MESSAGE_BYTES:
+        if sum(header.ByteSize() + len(payload) for header, payload in window) <= MESSAGE_BYTES:
             groups = [group_pb2.RolloutGroup(header=header, payload=payload) for header, payload in window]
             response: pb.InsertResponse = await self._stub.Insert(
                 pb.InsertRequest(run=run, table=table, groups=groups), timeout=timeout_s

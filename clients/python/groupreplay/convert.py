@@ -1,12 +1,19 @@
 """Protocol messages <-> the dataclasses of groups.py and types.py; the only place that knows both."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from groupreplay.errors import InvalidGroupError, error_from_reason
+from groupreplay import layout
+from groupreplay.errors import (
+    GroupReplayError,
+    InternalError,
+    InvalidGroupError,
+    InvalidRequestError,
+    error_from_reason,
+)
 from groupreplay.groups import FinishReason, RolloutGroup
 from groupreplay.payload import (
     Column,
@@ -31,12 +38,6 @@ from groupreplay.types import (
     TableConfig,
 )
 from groupreplay.v1 import error_pb2, group_pb2, policy_pb2, replay_service_pb2, table_pb2
-
-# Columns with a field of their own in RolloutGroup; any other name is one of RolloutGroup.columns.
-_PROMPT, _RESPONSE, _LOGPROBS = "prompt_token_ids", "response_token_ids", "behaviour_logprobs"
-_MASK_RUNS, _SPANS = "loss_mask_runs", "version_spans"
-_PROMPT_TEXT, _TEXT_LENGTHS, _TEXTS = "prompt_text", "response_text_lengths", "response_texts"
-_RESERVED = frozenset({_PROMPT, _RESPONSE, _LOGPROBS, _MASK_RUNS, _SPANS, _PROMPT_TEXT, _TEXT_LENGTHS, _TEXTS})
 
 FINISH_REASONS = {
     FinishReason.STOP: group_pb2.STOP,
@@ -71,9 +72,19 @@ _FILL_OF = {number: fill for fill, number in FILLS.items()} | {table_pb2.FILL_UN
 _REFILL_OF = {number: refill for refill, number in REFILLS.items()} | {table_pb2.REFILL_UNSPECIFIED: Refill.RECENCY}
 
 
+_Known = TypeVar("_Known")
+
+
+def _known(names: Mapping[Any, _Known], number: int, what: str, error: type[GroupReplayError]) -> _Known:
+    """Return what an enum's number means; raise the error for a number of a newer, or no, version of the protocol."""
+    if number not in names:
+        raise error(f"{what} {number} is unknown; this version knows {sorted(names)}: upgrade it, or send one of these")
+    return names[number]
+
+
 def group_to_wire(group: RolloutGroup) -> tuple[group_pb2.GroupHeader, bytes]:
     """Return the header and the payload of a group."""
-    columns, payload = encode_payload(_arrays(group))
+    columns, payload = encode_payload(group.group_id, _arrays(group))
     header = group_pb2.GroupHeader(
         group_id=group.group_id,
         prompt_id=group.prompt_id,
@@ -94,40 +105,26 @@ def group_to_wire(group: RolloutGroup) -> tuple[group_pb2.GroupHeader, bytes]:
 
 
 def _arrays(group: RolloutGroup) -> dict[str, npt.NDArray[Any]]:
-    if clash := _RESERVED & group.columns.keys():
+    if clash := layout.RESERVED & group.columns.keys():
         raise InvalidGroupError(f"group {group.group_id}: column names {sorted(clash)} are reserved; rename them")
     arrays: dict[str, npt.NDArray[Any]] = {
-        _PROMPT: np.asarray(group.prompt_token_ids, np.int32),
-        _RESPONSE: np.asarray(group.response_token_ids, np.int32),
-        _LOGPROBS: np.asarray(group.behaviour_logprobs, np.float32),
+        layout.PROMPT: np.asarray(group.prompt_token_ids, np.int32),
+        layout.RESPONSE: np.asarray(group.response_token_ids, np.int32),
+        layout.LOGPROBS: np.asarray(group.behaviour_logprobs, np.float32),
     }
     if group.loss_mask is not None:
-        arrays[_MASK_RUNS] = encode_mask(group.loss_mask)
+        arrays[layout.MASK_RUNS] = encode_mask(group.loss_mask)
     if group.version_spans is not None:
-        arrays[_SPANS] = np.asarray(group.version_spans, np.int32)
+        arrays[layout.SPANS] = np.asarray(group.version_spans, np.int32)
     if group.prompt_text is not None:
-        arrays[_PROMPT_TEXT] = np.frombuffer(group.prompt_text.encode(), np.uint8)
+        arrays[layout.PROMPT_TEXT] = np.frombuffer(group.prompt_text.encode(), np.uint8)
     if group.response_texts is not None:
-        arrays[_TEXT_LENGTHS], arrays[_TEXTS] = encode_texts(group.response_texts)
+        arrays[layout.TEXT_LENGTHS], arrays[layout.TEXTS] = encode_texts(group.response_texts)
     return arrays | dict(group.columns)
 
 
 def _column_to_proto(column: Column) -> group_pb2.Column:
     return group_pb2.Column(name=column.name, dtype=group_pb2.DType.Value(column.dtype.upper()), shape=column.shape)
-
-
-def columns_from_header(header: group_pb2.GroupHeader) -> list[Column]:
-    """Return the payload layout that a header describes.
-
-    Raises:
-        InvalidGroupError: a column has no dtype.
-    """
-    columns = []
-    for column in header.columns:
-        if column.dtype == group_pb2.DTYPE_UNSPECIFIED or column.dtype not in group_pb2.DType.values():
-            raise InvalidGroupError(f"group {header.group_id}: column {column.name!r} has no known dtype")
-        columns.append(Column(column.name, group_pb2.DType.Name(column.dtype).lower(), tuple(column.shape)))
-    return columns
 
 
 def group_from_wire(header: group_pb2.GroupHeader, payload: bytes) -> RolloutGroup:
@@ -136,30 +133,34 @@ def group_from_wire(header: group_pb2.GroupHeader, payload: bytes) -> RolloutGro
     Raises:
         InvalidGroupError: the payload is truncated or foreign, or the group contradicts itself.
     """
-    arrays = decode_payload(columns_from_header(header), payload)
-    if missing := {_PROMPT, _RESPONSE, _LOGPROBS} - arrays.keys():
-        raise InvalidGroupError(f"group {header.group_id}: the payload has no column {sorted(missing)}")
-    texts = arrays.get(_TEXTS)
+    columns = layout.columns_from_header(header)
+    layout.check_layout(header, columns)
+    name = header.group_id
+    arrays = decode_payload(name, columns, payload)
+    prompt, texts, runs = (arrays.get(column) for column in (layout.PROMPT_TEXT, layout.TEXTS, layout.MASK_RUNS))
     return RolloutGroup(
-        group_id=header.group_id,
+        group_id=name,
         prompt_id=header.prompt_id,
-        prompt_token_ids=arrays[_PROMPT],
-        response_token_ids=arrays[_RESPONSE],
+        prompt_token_ids=arrays[layout.PROMPT],
+        response_token_ids=arrays[layout.RESPONSE],
         response_lengths=np.array(header.response_lengths, np.int32),
-        behaviour_logprobs=arrays[_LOGPROBS],
+        behaviour_logprobs=arrays[layout.LOGPROBS],
         rewards=np.array(header.rewards, np.float32),
         policy_version_min=header.policy_version_min,
         policy_version_max=header.policy_version_max,
-        loss_mask=decode_mask(arrays[_MASK_RUNS]) if _MASK_RUNS in arrays else None,
-        version_spans=arrays.get(_SPANS),
-        finish_reasons=tuple(_FINISH_REASON_OF[reason] for reason in header.finish_reasons),
+        loss_mask=decode_mask(name, runs, sum(header.response_lengths)) if runs is not None else None,
+        version_spans=arrays.get(layout.SPANS),
+        finish_reasons=tuple(
+            _known(_FINISH_REASON_OF, reason, f"group {name}: finish reason", InvalidGroupError)
+            for reason in header.finish_reasons
+        ),
         task=header.task,
         producer_id=header.producer_id,
         created_at_ms=header.created_at_ms,
         tags=dict(header.tags),
-        prompt_text=arrays[_PROMPT_TEXT].tobytes().decode(errors="replace") if _PROMPT_TEXT in arrays else None,
-        response_texts=decode_texts(arrays[_TEXT_LENGTHS], texts) if texts is not None else None,
-        columns={name: array for name, array in arrays.items() if name not in _RESERVED},
+        prompt_text=prompt.tobytes().decode(errors="replace") if prompt is not None else None,
+        response_texts=decode_texts(name, arrays[layout.TEXT_LENGTHS], texts) if texts is not None else None,
+        columns={column: array for column, array in arrays.items() if column not in layout.RESERVED},
     )
 
 
@@ -167,7 +168,7 @@ def delivered_from_wire(header: group_pb2.GroupHeader, delivery: group_pb2.Deliv
     """Return a delivered group; its arrays are read-only views of payload."""
     return DeliveredGroup(
         group=group_from_wire(header, payload),
-        source=_SOURCE_OF[delivery.source],
+        source=_known(_SOURCE_OF, delivery.source, f"group {header.group_id}: source", InternalError),
         staleness=delivery.staleness,
         times_sampled=delivery.times_sampled,
         probability=delivery.probability,
@@ -201,16 +202,18 @@ def insert_result_to_proto(result: InsertResult) -> replay_service_pb2.InsertRes
 
 def insert_result_from_proto(message: replay_service_pb2.InsertResult) -> InsertResult:
     """Return an insert's result with its error as an exception."""
-    outcome = _OUTCOME_OF[message.outcome]
+    outcome = _known(_OUTCOME_OF, message.outcome, f"group {message.group_id}: insert outcome", InternalError)
     error = None
     if outcome is InsertOutcome.REFUSED:
-        error = error_from_reason(error_pb2.ErrorReason.Name(message.reason), message.message)
+        known = message.reason in error_pb2.ErrorReason.values()
+        reason = error_pb2.ErrorReason.Name(message.reason) if known else str(message.reason)
+        error = error_from_reason(reason, message.message)
     return InsertResult(group_id=message.group_id, outcome=outcome, error=error)
 
 
 def states_from_proto(states: Sequence[table_pb2.GroupState.ValueType]) -> list[GroupState]:
     """Return the states of LocateGroups."""
-    return [_STATE_OF[state] for state in states]
+    return [_known(_STATE_OF, state, "group state", InternalError) for state in states]
 
 
 def policy_to_proto(policy: Policy) -> policy_pb2.Policy:
@@ -260,8 +263,8 @@ def config_from_proto(message: table_pb2.TableConfig) -> TableConfig:
     """
     defaults = TableConfig()
     return TableConfig(
-        fill=_FILL_OF[message.fill],
-        refill=_REFILL_OF[message.refill],
+        fill=_known(_FILL_OF, message.fill, "fill", InvalidRequestError),
+        refill=_known(_REFILL_OF, message.refill, "refill", InvalidRequestError),
         replay_capacity=message.replay_capacity or defaults.replay_capacity,
         fresh_capacity=message.fresh_capacity or defaults.fresh_capacity,
         max_staleness=message.max_staleness if message.HasField("max_staleness") else None,

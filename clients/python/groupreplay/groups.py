@@ -185,6 +185,9 @@ def _check_lengths(group: RolloutGroup) -> None:
     rollouts, tokens = len(group.rewards), len(group.response_token_ids)
     if rollouts == 0:
         raise InvalidGroupError(f"group {group.group_id}: no rollouts; a group has at least one")
+    for name in ("prompt_token_ids", "response_token_ids", "response_lengths", "behaviour_logprobs", "rewards"):
+        if getattr(group, name).ndim != 1:
+            raise InvalidGroupError(f"group {group.group_id}: {name} has shape {getattr(group, name).shape}, not (n,)")
     expected = {
         "response_lengths": (group.response_lengths, rollouts, "rewards"),
         "finish_reasons": (group.finish_reasons or None, rollouts, "rewards"),

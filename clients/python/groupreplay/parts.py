@@ -7,7 +7,7 @@ from groupreplay.errors import GroupTooLargeError, InvalidGroupError
 from groupreplay.v1 import group_pb2
 
 MESSAGE_BYTES = 2 * 2**20
-"""Payload bytes in one message, at most."""
+"""Bytes of parts that are put together in one message; a part alone may have as many of payload, and its header."""
 
 
 def split_group(header: group_pb2.GroupHeader, payload: bytes) -> Iterator[group_pb2.GroupPart]:
@@ -23,11 +23,12 @@ def pack_parts(parts: Iterable[group_pb2.GroupPart]) -> Iterator[list[group_pb2.
     pending: list[group_pb2.GroupPart] = []
     size = 0
     for part in parts:
-        if pending and size + len(part.payload) > MESSAGE_BYTES:
+        part_bytes = part.ByteSize()
+        if pending and size + part_bytes > MESSAGE_BYTES:
             yield pending
             pending, size = [], 0
         pending.append(part)
-        size += len(part.payload)
+        size += part_bytes
     if pending:
         yield pending
 
@@ -104,7 +105,12 @@ class PartAssembler:
     def _limit_error(self, header: group_pb2.GroupHeader) -> GroupTooLargeError | None:
         if self._max_group_bytes is None or header.payload_bytes <= self._max_group_bytes:
             return None
-        return GroupTooLargeError(
-            f"group {header.group_id}: its payload is {header.payload_bytes} bytes, the table takes at most "
-            f"{self._max_group_bytes}; shorten the responses or raise max_group_bytes"
-        )
+        return too_large(header.group_id, header.payload_bytes, self._max_group_bytes)
+
+
+def too_large(group_id: str, size: int, limit: int) -> GroupTooLargeError:
+    """Return the error of a payload of `size` bytes in a table that takes at most `limit`."""
+    return GroupTooLargeError(
+        f"group {group_id}: its payload is {size} bytes, the table takes at most {limit}; "
+        "shorten the responses or raise max_group_bytes"
+    )

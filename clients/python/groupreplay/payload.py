@@ -4,6 +4,7 @@ The layout (names, dtypes, shapes) travels in the group's header, so the payload
 stores it as it came, and reading makes numpy views of it without a copy.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from groupreplay.errors import InvalidGroupError
 MAGIC = b"GRPLAY\x00\x01"
 ALIGNMENT = 8
 DTYPES = frozenset({"uint8", "int32", "int64", "float16", "float32", "float64"})
+MAX_DIMENSIONS = 32
+MAX_ELEMENTS = 2**40
 
 Array = npt.NDArray[Any]
 
@@ -31,10 +34,12 @@ class Column:
     @property
     def size_bytes(self) -> int:
         """Bytes without padding."""
-        size = np.dtype(self.dtype).itemsize
-        for extent in self.shape:
-            size *= extent
-        return size
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
+
+    @property
+    def elements_bound(self) -> int:
+        """Elements, an empty dimension counted as 1: numpy refuses a shape that overflows, though it holds nothing."""
+        return math.prod(max(extent, 1) for extent in self.shape)
 
 
 def _padding(size: int) -> int:
@@ -46,7 +51,7 @@ def payload_size(columns: Sequence[Column]) -> int:
     return len(MAGIC) + sum(c.size_bytes + _padding(c.size_bytes) for c in columns)
 
 
-def encode_payload(arrays: Mapping[str, Array]) -> tuple[list[Column], bytes]:
+def encode_payload(group_id: str, arrays: Mapping[str, Array]) -> tuple[list[Column], bytes]:
     """Return the columns and the bytes of these arrays.
 
     Raises:
@@ -56,33 +61,36 @@ def encode_payload(arrays: Mapping[str, Array]) -> tuple[list[Column], bytes]:
     pieces = [MAGIC]
     for name, array in arrays.items():
         if array.dtype.name not in DTYPES:
-            raise InvalidGroupError(f"column {name!r} has dtype {array.dtype}; a payload holds {sorted(DTYPES)}")
+            raise InvalidGroupError(
+                f"group {group_id}: column {name!r} has dtype {array.dtype}; a payload holds {sorted(DTYPES)}"
+            )
         data = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         columns.append(Column(name, array.dtype.name, array.shape))
         pieces += [data.tobytes(), bytes(_padding(data.nbytes))]
     return columns, b"".join(pieces)
 
 
-def check_payload(columns: Sequence[Column], size: int, start: bytes) -> None:
+def check_payload(group_id: str, columns: Sequence[Column], size: int, start: bytes) -> None:
     """Raise InvalidGroupError unless a payload of `size` bytes beginning with `start` can hold these columns."""
     if size != payload_size(columns):
         raise InvalidGroupError(
-            f"payload is {size} bytes, its {len(columns)} columns need {payload_size(columns)}: "
+            f"group {group_id}: its payload is {size} bytes, its {len(columns)} columns need {payload_size(columns)}: "
             "it is truncated, or the header belongs to another payload"
         )
     if start[: len(MAGIC)] != MAGIC:
         raise InvalidGroupError(
-            f"payload begins with {bytes(start[:8])!r}, not {MAGIC!r}: it was not made by groupreplay"
+            f"group {group_id}: its payload begins with {bytes(start[:8])!r}, not {MAGIC!r}: "
+            "it was not made by groupreplay"
         )
 
 
-def decode_payload(columns: Sequence[Column], payload: bytes) -> dict[str, Array]:
+def decode_payload(group_id: str, columns: Sequence[Column], payload: bytes) -> dict[str, Array]:
     """Return read-only views of the payload's columns by name.
 
     Raises:
         InvalidGroupError: the payload is truncated or foreign.
     """
-    check_payload(columns, len(payload), payload)
+    check_payload(group_id, columns, len(payload), payload)
     arrays: dict[str, Array] = {}
     offset = len(MAGIC)
     for column in columns:
@@ -101,8 +109,13 @@ def encode_mask(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
     return runs if len(mask) == 0 or mask[0] else np.concatenate([np.zeros(1, np.int32), runs])
 
 
-def decode_mask(runs: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-    """Return the mask of encode_mask's run lengths."""
+def decode_mask(group_id: str, runs: npt.NDArray[np.int32], tokens: int) -> npt.NDArray[np.bool_]:
+    """Return the mask of encode_mask's run lengths.
+
+    Raises:
+        InvalidGroupError: the runs do not cover `tokens`.
+    """
+    _check_partition(group_id, "loss_mask_runs", runs, tokens)
     return np.repeat(np.arange(len(runs)) % 2 == 0, runs)
 
 
@@ -112,10 +125,22 @@ def encode_texts(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArr
     return np.array([len(e) for e in encoded], np.int32), np.frombuffer(b"".join(encoded), np.uint8)
 
 
-def decode_texts(lengths: npt.NDArray[np.int32], utf8: npt.NDArray[np.uint8]) -> tuple[str, ...]:
-    """Return the texts of encode_texts; bytes that are not UTF-8 become U+FFFD."""
+def decode_texts(group_id: str, lengths: npt.NDArray[np.int32], utf8: npt.NDArray[np.uint8]) -> tuple[str, ...]:
+    """Return the texts of encode_texts; bytes that are not UTF-8 become U+FFFD.
+
+    Raises:
+        InvalidGroupError: the lengths do not cover the bytes.
+    """
+    _check_partition(group_id, "response_text_lengths", lengths, len(utf8))
     data = utf8.tobytes()
-    ends = np.cumsum(lengths).tolist()
+    ends = np.cumsum(lengths, dtype=np.int64).tolist()
     return tuple(
         data[end - length : end].decode(errors="replace") for end, length in zip(ends, lengths.tolist(), strict=True)
     )
+
+
+def _check_partition(group_id: str, name: str, lengths: npt.NDArray[np.int32], total: int) -> None:
+    if (lengths < 0).any() or int(lengths.sum(dtype=np.int64)) != total:
+        raise InvalidGroupError(
+            f"group {group_id}: {name} {lengths[:32].tolist()} must be at least 0 each and sum to {total}"
+        )
