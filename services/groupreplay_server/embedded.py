@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisError
 
 _log = logging.getLogger(__name__)
@@ -73,18 +75,18 @@ async def embedded_redis(data_dir: Path, *, appendfsync: str = "everysec") -> As
     with _lock(data_dir) as lock, _socket_folder(data_dir) as folder:
         await _wait_for_lock(lock, data_dir)
         socket = folder / "redis.sock"
-        command = [find_redis_server(), *_options(data_dir, socket, appendfsync)]
-        process = await _start(command, lock)
+        server = _Guarded([find_redis_server(), *_options(data_dir, socket, appendfsync)], lock)
+        await server.start()
         try:
-            await _wait_until_ready(process, socket, data_dir)
-            keeper = asyncio.create_task(_keep_running(process, command, lock))
+            await _wait_until_ready(server.process, socket, data_dir)
+            keeper = asyncio.create_task(server.keep_running())
             try:
                 yield f"unix://{socket}"
             finally:
                 keeper.cancel()
-                process = await keeper
+                await asyncio.gather(keeper, return_exceptions=True)
         finally:
-            await _stop(process)
+            await server.stop()
 
 
 def _options(data_dir: Path, socket: Path, appendfsync: str) -> list[str]:
@@ -138,23 +140,9 @@ async def _wait_for_lock(lock: IO[str], data_dir: Path) -> None:
             return
 
 
-async def _start(command: list[str], lock: IO[str]) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        "/bin/sh",
-        "-c",
-        _GUARDIAN,
-        "groupreplay-redis",
-        *command,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        pass_fds=(lock.fileno(),),
-        start_new_session=True,  # Ctrl-C in a terminal is for the service, which stops Redis last
-    )
-
-
 async def _wait_until_ready(process: asyncio.subprocess.Process, socket: Path, data_dir: Path) -> None:
     deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
-    redis = Redis(unix_socket_path=str(socket))
+    redis = Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0))  # its own would pause for seconds
     try:
         while True:
             try:
@@ -174,26 +162,45 @@ async def _wait_until_ready(process: asyncio.subprocess.Process, socket: Path, d
         await redis.aclose()
 
 
-async def _keep_running(
-    process: asyncio.subprocess.Process, command: list[str], lock: IO[str]
-) -> asyncio.subprocess.Process:
-    """Start Redis again whenever it dies; return the running one when cancelled."""
-    try:
+class _Guarded:
+    """A Redis under its guardian shell."""
+
+    process: asyncio.subprocess.Process
+
+    def __init__(self, command: list[str], lock: IO[str]) -> None:
+        self._command = command
+        self._lock = lock
+
+    async def start(self) -> None:
+        """Start it; it may not answer yet."""
+        self.process = await asyncio.create_subprocess_exec(
+            "/bin/sh",
+            "-c",
+            _GUARDIAN,
+            "groupreplay-redis",
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            pass_fds=(self._lock.fileno(),),
+            start_new_session=True,  # Ctrl-C in a terminal is for the service, which stops Redis last
+        )
+
+    async def keep_running(self) -> None:
+        """Start it again whenever it dies, until cancelled."""
         while True:
-            status = await process.wait()
+            status = await self.process.wait()
             _log.error("the embedded Redis ended with status %d; starting it again on its data", status)
             await asyncio.sleep(0.2)
-            process = await _start(command, lock)
-    except asyncio.CancelledError:
-        return process
+            await self.start()
 
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None and process.stdin is not None:
-        process.stdin.close()
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
+    async def stop(self) -> None:
+        """Let it write its data and go."""
+        process = self.process
+        if process.returncode is None and process.stdin is not None:
+            process.stdin.close()
+            try:
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await process.wait()
+            except TimeoutError:
+                os.killpg(process.pid, 9)
                 await process.wait()
-        except TimeoutError:
-            os.killpg(process.pid, 9)
-            await process.wait()

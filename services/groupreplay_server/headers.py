@@ -3,9 +3,10 @@
 import math
 import statistics
 
-from groupreplay.convert import columns_from_header
 from groupreplay.errors import InvalidGroupError, InvalidRequestError
 from groupreplay.groups import MAX_POLICY_VERSION, check_name
+from groupreplay.layout import check_layout, columns_from_header
+from groupreplay.parts import too_large
 from groupreplay.payload import check_payload
 from groupreplay.types import Fill, TableConfig
 from groupreplay.v1 import group_pb2
@@ -20,12 +21,15 @@ def read_group(header: group_pb2.GroupHeader, payload: bytes | None, config: Tab
 
     Raises:
         InvalidGroupError: the header contradicts itself or the payload.
+        GroupTooLargeError: the payload is above the table's limit, whether it would be kept or not.
     """
     _check_identity(header)
     _check_rollouts(header)
     reward_std = statistics.pstdev(header.rewards)
     needed = reward_std > config.min_reward_std or config.fill is Fill.KEEP
     _check_payload(header, payload, needed)
+    if payload is not None and len(payload) > config.max_group_bytes:
+        raise too_large(header.group_id, len(payload), config.max_group_bytes)
     return IncomingGroup(
         group_id=header.group_id,
         prompt_id=header.prompt_id,
@@ -81,9 +85,10 @@ def _check_rollouts(header: group_pb2.GroupHeader) -> None:
 
 
 def _check_payload(header: group_pb2.GroupHeader, payload: bytes | None, needed: bool) -> None:
-    columns = columns_from_header(header)
     if payload is not None:
-        check_payload(columns, len(payload), payload[:8])
+        columns = columns_from_header(header)
+        check_layout(header, columns)
+        check_payload(header.group_id, columns, len(payload), payload[:8])
         if header.payload_bytes != len(payload):
             raise InvalidGroupError(
                 f"group {header.group_id}: payload_bytes {header.payload_bytes} in the header, {len(payload)} came"

@@ -1,10 +1,17 @@
 """The use cases of replay as a service. Front doors decode a request, call one of these, encode the answer."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 
-from groupreplay.errors import BatchNotReadyError, GroupReplayError, InvalidRequestError
+from groupreplay.errors import (
+    BatchNotReadyError,
+    GroupReplayError,
+    InvalidRequestError,
+    UnknownRunError,
+    UnknownTableError,
+)
 from groupreplay.groups import MAX_POLICY_VERSION, check_name, now_ms
 from groupreplay.parts import MESSAGE_BYTES, AssembledGroup
 from groupreplay.types import Admission, GroupState, InsertOutcome, InsertResult, Policy, Table, TableConfig
@@ -50,7 +57,13 @@ class ReplayService:
         """Return the state of all tables, or of one run's."""
         if run:
             check_name(run, "run")
-        return [await self._store.describe_table(*names) for names in await self._store.list_tables(run)]
+        tables = []
+        for names in await self._store.list_tables(run):
+            try:
+                tables.append(await self._store.describe_table(*names))
+            except (UnknownRunError, UnknownTableError):
+                continue  # named by a CreateTable that did not get further
+        return tables
 
     async def table_config(self, run: str, table: str) -> TableConfig:
         """Return a table's configuration, which never changes; cached."""
@@ -105,8 +118,12 @@ class ReplayService:
         _check_range("lease_s", lease_s, 1, MAX_WAIT_S)
         _check_range("timeout_s", timeout_s, 0, MAX_WAIT_S)
         deadline = time.monotonic() + timeout_s
+        call_id = secrets.token_hex(8)
         with self._wakeups.watch(keys.topic) as watch:
             try:
+                # Set before the look, or an insert right after it is missed. What is wanted beyond batch_size, for
+                # prompts that repeat, shrinks when another call takes them, so it is no reason to sleep on.
+                watch.at_least = {"fresh": batch_size}
                 while True:
                     left_s = deadline - time.monotonic()
                     found = await self._store.take_batch(
@@ -117,22 +134,22 @@ class ReplayService:
                         lease_ms=_milliseconds(lease_s),
                         holder=holder[:128],
                         wait_ms=_milliseconds(max(left_s, 0)),
+                        call_id=call_id,
                     )
                     if isinstance(found, LeasedBatch):
                         self._janitor.mark(run, table)
                         return found
                     if left_s <= 0:
                         raise BatchNotReadyError(await self._what_is_missing(run, table, batch_size, found, timeout_s))
-                    watch.at_least = {"fresh": found.wanted}
                     await watch.wait(_until(left_s, found.next_deadline_ms))
             except BaseException:
                 # The caller is gone or got an error; admission must not count on it. A dead Redis is no new error here.
-                await asyncio.shield(self._stop_waiting(run, table, lease_id))
+                await asyncio.shield(self._stop_waiting(run, table, call_id))
                 raise
 
-    async def _stop_waiting(self, run: str, table: str, lease_id: str) -> None:
+    async def _stop_waiting(self, run: str, table: str, call_id: str) -> None:
         try:
-            await self._store.stop_waiting(run, table, lease_id)
+            await self._store.stop_waiting(run, table, call_id)
         except GroupReplayError:
             return  # its entry names a time after which it no longer counts
 
@@ -145,7 +162,7 @@ class ReplayService:
         last = f"the last insert was {age_s:.1f} s ago" if state.last_insert_ms else "nothing was ever inserted"
         return (
             f"table {run}/{table} has {found.available} of the {found.wanted} {kind} groups that a batch of "
-            f"{batch_size} needs, after waiting {timeout_s:g} s: {last}; {state.fresh} fresh "
+            f"{batch_size} needs, after waiting {round(timeout_s, 3):g} s: {last}; {state.fresh} fresh "
             f"({state.fresh_effective} effective), {state.leased} in {state.leases} leases, {state.replay} in replay, "
             f"policy version {state.policy_version}; see that producers run and that their groups reach this table"
         )
@@ -236,12 +253,12 @@ class ReplayService:
         sent: Policy | None = None
         with self._wakeups.watch(run) as watch:
             while True:
+                watch.at_least = {"policy": after_version}  # before the look, or a version right after it is missed
                 policy = await self._store.get_policy(run)
                 # Version 0 may get its weights after it was sent without.
                 if policy.version > after_version or (sent is not None and policy != sent):
                     yield policy
                     sent, after_version = policy, policy.version
-                watch.at_least = {"policy": after_version}
                 await watch.wait(MAX_WAIT_S)
 
     @staticmethod
@@ -253,7 +270,7 @@ class ReplayService:
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # also false for NaN
-        raise InvalidRequestError(f"{name} {value} is not in {low:g} to {high:g}")
+        raise InvalidRequestError(f"{name} {value} is not in {low:.16g} to {high:.16g}")
 
 
 def _milliseconds(seconds: float) -> int:

@@ -53,6 +53,8 @@ class HttpServer:
     def bind(self, address: str) -> int:
         """Listen on host:port (0 = any free port); return the port."""
         host, _, port = address.rpartition(":")
+        if not port.isdecimal() or int(port) > 65535:
+            raise OSError(f"HTTP cannot listen on {address}: it is not host:port; pass --http-listen 127.0.0.1:8080")
         try:
             self._socket = socket.create_server((host or "127.0.0.1", int(port)), reuse_port=False)
         except OSError as error:

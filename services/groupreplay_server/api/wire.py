@@ -15,7 +15,7 @@ _HEADER, _DELIVERY, _PAYLOAD = b"\x0a", b"\x12", b"\x1a"  # GroupPart.header = 1
 
 
 async def serialize_batch(batch: LeasedBatch, groups: AsyncIterator[tuple[LeasedGroup, bytes]]) -> AsyncIterator[bytes]:
-    """Yield the messages of a batch: its header first, then parts of at most MESSAGE_BYTES of payload each."""
+    """Yield the messages of a batch: its header first, then parts; a group's header may take one past MESSAGE_BYTES."""
     pending: list[bytes | memoryview] = [
         replay_service_pb2.NextBatchResponse(batch=_batch_header(batch)).SerializeToString()
     ]
@@ -23,12 +23,13 @@ async def serialize_batch(batch: LeasedBatch, groups: AsyncIterator[tuple[Leased
     async for group, payload in groups:
         view = memoryview(payload)
         for start in range(0, max(len(view), 1), MESSAGE_BYTES):
-            piece = view[start : start + MESSAGE_BYTES]
-            if size and size + len(piece) > MESSAGE_BYTES:
+            part = _part(group if start == 0 else None, view[start : start + MESSAGE_BYTES])
+            part_bytes = sum(map(len, part))
+            if size and size + part_bytes > MESSAGE_BYTES:
                 yield b"".join(pending)
                 pending, size = [], 0
-            pending += _part(group if start == 0 else None, piece)
-            size += len(piece)
+            pending += part
+            size += part_bytes
     yield b"".join(pending)
 
 

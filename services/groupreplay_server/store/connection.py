@@ -25,13 +25,16 @@ async def open_redis(url: str, *, reply_timeout_s: float | None = REPLY_TIMEOUT_
     A command is repeated once when its connection turns out to be dead, which is what a restart of Redis leaves
     behind. That is safe: every script may be repeated.
     """
-    redis = Redis.from_url(
-        url,
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        socket_timeout=reply_timeout_s,
-        retry=Retry(NoBackoff(), 1),
-        protocol=2,
-    )
+    try:
+        redis = Redis.from_url(
+            url,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            socket_timeout=reply_timeout_s,
+            retry=Retry(NoBackoff(), 1),
+            protocol=2,
+        )
+    except ValueError as error:
+        raise OSError(f"the URL of Redis cannot be used: {error}; pass --redis-url redis://HOST:PORT/0") from error
     try:
         yield redis
     finally:

@@ -53,7 +53,7 @@ class RedisStore:
         """Make a table, and its run's policy clock; return False if it was there with the same configuration."""
         keys = TableKeys(run, table)
         with translated_errors():
-            pipeline = self._redis.pipeline(transaction=False)
+            pipeline = self._redis.pipeline(transaction=True)
             pipeline.sadd(RUNS, run)
             pipeline.sadd(RunKeys(run).tables, table)
             created, found = await call_script(
@@ -115,7 +115,7 @@ class RedisStore:
         payload_keys = [keys.payload(f"{group.group_id}/{ref}") for group, ref in zip(groups, refs, strict=True)]
         try:
             with translated_errors():
-                pipeline = self._redis.pipeline(transaction=False)
+                pipeline = self._redis.pipeline(transaction=True)  # or the index may name what Redis did not take
                 for group, payload_key in zip(groups, payload_keys, strict=True):
                     if group.payload is not None:
                         pipeline.set(payload_key, group.payload)
@@ -165,9 +165,18 @@ class RedisStore:
     # Batches and leases
 
     async def take_batch(
-        self, run: str, table: str, *, lease_id: str, batch_size: int, lease_ms: int, holder: str, wait_ms: int
+        self,
+        run: str,
+        table: str,
+        *,
+        lease_id: str,
+        batch_size: int,
+        lease_ms: int,
+        holder: str,
+        wait_ms: int,
+        call_id: str,
     ) -> LeasedBatch | BatchNotReady:
-        """Lease the next batch, or say what is missing and let admission know that somebody waits for wait_ms."""
+        """Lease the next batch, or say what is missing and let admission know that this call waits for wait_ms."""
         keys = TableKeys(run, table)
         now = now_ms()
         with translated_errors():
@@ -183,6 +192,7 @@ class RedisStore:
                     "deadline_ms": now + lease_ms,
                     "holder": holder,
                     "wait_until_ms": now + wait_ms,
+                    "call_id": call_id,
                 },
             )
         if reply[0] == 0:
@@ -198,10 +208,10 @@ class RedisStore:
             groups=tuple(_leased_group(group) for group in groups),
         )
 
-    async def stop_waiting(self, run: str, table: str, lease_id: str) -> None:
+    async def stop_waiting(self, run: str, table: str, call_id: str) -> None:
         """Forget that a NextBatch call waits."""
         with translated_errors():
-            await self._redis.hdel(TableKeys(run, table).key("waiting"), lease_id)
+            await self._redis.hdel(TableKeys(run, table).key("waiting"), call_id)
 
     async def commit_lease(self, run: str, table: str, *, lease_id: str, step: int) -> bool:
         """End a lease after training; return True if this very commit was made before."""

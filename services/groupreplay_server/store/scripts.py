@@ -14,7 +14,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 Value = str | bytes | int | float
 
@@ -90,7 +90,8 @@ async def call_script(
 ) -> Any:
     """Run a script atomically and return its answer.
 
-    With a pipeline, the commands queued in it go out in the same round trip, before the script.
+    With a pipeline, the commands queued in it go out in the same round trip, before the script; in a transaction the
+    script does not run when Redis refuses one of them.
     """
     script = load_script(name)
     argv = script.arguments(values, records)
@@ -99,10 +100,19 @@ async def call_script(
             return await redis.evalsha(script.sha, len(keys), *keys, *argv)
         pipeline.evalsha(script.sha, len(keys), *keys, *argv)
         # Raised here rather than by execute(), which would put words of its own before the script's.
-        results = await pipeline.execute(raise_on_error=False)
+        results = await _execute(pipeline)
         for result in results:
             if isinstance(result, Exception):
                 raise result
         return results[-1]
     except NoScriptError:
         return await redis.eval(script.source, len(keys), *keys, *argv)
+
+
+async def _execute(pipeline: Pipeline) -> list[Any]:
+    try:
+        return await pipeline.execute(raise_on_error=False)
+    except ResponseError as error:  # a transaction that Redis refused: redis-py says with which bytes, payload and all
+        said = str(error).rpartition(" of pipeline caused error: ")[2]
+        error.args = (said.removeprefix("(").removesuffix(",)"),)
+        raise

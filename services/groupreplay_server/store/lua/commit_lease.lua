@@ -99,4 +99,7 @@ if #forgotten > 0 then
   redis.call('HDEL', records, unpack(forgotten))
 end
 count('leases_committed', 1)
+if not is_live then
+  wake('demand', 0) -- its fresh groups had come back, and are gone now
+end
 return 0

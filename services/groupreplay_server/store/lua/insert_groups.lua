@@ -59,6 +59,12 @@ local function insert(group)
   room = room - 1
 end
 
+-- The connection repeats a call whose answer it lost: the group is there, and its payload is the one this call wrote.
+local function is_own(group)
+  local packed = group.payload_ref ~= '' and redis.call('HGET', facts, group.id)
+  return packed and unpack_fact(packed).payload_ref == group.payload_ref
+end
+
 local results, inserted = {}, 0
 for i = 3, #ARGV, 9 do
   local group = {
@@ -66,7 +72,9 @@ for i = 3, #ARGV, 9 do
     reward_std = tonumber(ARGV[i + 4]), bytes = tonumber(ARGV[i + 5]), payload_ref = ARGV[i + 6],
     prompt_id = ARGV[i + 7], producer_id = ARGV[i + 8],
   }
-  if redis.call('HEXISTS', facts, group.id) == 1 or redis.call('ZSCORE', seen, group.id) then
+  if is_own(group) then
+    results[#results + 1] = 'INSERTED'
+  elseif redis.call('HEXISTS', facts, group.id) == 1 or redis.call('ZSCORE', seen, group.id) then
     count('duplicate', 1)
     results[#results + 1] = 'DUPLICATE'
   else

@@ -16,7 +16,7 @@ local records = KEYS[14]  -- hash  lease_id -> packed lease
 local ended = KEYS[15]    -- zset  lease_id -> time it was committed, released or expired
 local steps = KEYS[16]    -- zset  lease_id -> training step that committed it
 local seen = KEYS[17]     -- zset  group_id -> time it left
-local waiting = KEYS[18]  -- hash  lease_id -> packed {fresh groups wanted, deadline}: NextBatch calls that wait
+local waiting = KEYS[18]  -- hash  call_id -> packed {fresh groups wanted, deadline}: NextBatch calls that wait
 local admitted = KEYS[19] -- hash  producer_id -> packed {groups, deadline}: admissions not yet inserted
 local garbage = KEYS[20]  -- zset  group_id/payload_ref -> time its last use ended
 

@@ -9,6 +9,7 @@ local batch_size = tonumber(ARGV[4]) -- slots
 local deadline_ms = tonumber(ARGV[5])   -- when the lease ends
 local holder = ARGV[6]               -- who takes it, for diagnosis
 local wait_until_ms = tonumber(ARGV[7]) -- how long the caller will wait, for admission
+local call_id = ARGV[8]              -- of the call that waits; one whose connection broke may end after its successor
 
 local limits = read_config()
 if not limits.fill then
@@ -17,6 +18,7 @@ end
 local version = policy_version()
 
 local function reply(lease)
+  redis.call('HDEL', waiting, call_id)
   local groups = {}
   for first = 1, #lease.entries, PAGE do
     local ids = {}
@@ -54,7 +56,7 @@ end
 
 -- Walk the fresh groups in order of arrival until the batch is complete. Groups passed over for their prompt stay.
 local function choose_fresh()
-  local taken = { consumed = {}, chosen = {}, facts = {}, effective = 0, passed_over = 0 }
+  local taken = { consumed = {}, chosen = {}, facts = {}, effective = 0, passed_over = 0, stale = 0 }
   local function complete()
     return (limits.fill == 'resample' and taken.effective or #taken.consumed) >= batch_size
   end
@@ -74,6 +76,7 @@ local function choose_fresh()
           redis.call('HINCRBY', state, 'fresh_effective', -1)
         end
         discard(id, fact, 'stale')
+        taken.stale = taken.stale + 1
         start = start - 1
       elseif delivered and repeated(fact) then
         taken.passed_over = taken.passed_over + 1
@@ -124,9 +127,9 @@ end
 local taken, complete = choose_fresh()
 if not complete then
   local wanted = batch_size + taken.passed_over
-  local before = redis.call('HGET', waiting, lease_id)
-  redis.call('HSET', waiting, lease_id, cmsgpack.pack({ wanted, wait_until_ms }))
-  if not before or cmsgpack.unpack(before)[1] ~= wanted then
+  local before = redis.call('HGET', waiting, call_id)
+  redis.call('HSET', waiting, call_id, cmsgpack.pack({ wanted, wait_until_ms }))
+  if not before or cmsgpack.unpack(before)[1] ~= wanted or taken.stale > 0 then
     wake('demand', wanted)
   end
   local next_deadline = redis.call('ZRANGE', leases, 0, 0, 'WITHSCORES')[2]
@@ -165,7 +168,6 @@ local lease = {
 redis.call('HSET', records, lease_id, cmsgpack.pack(lease))
 redis.call('ZADD', leases, deadline_ms, lease_id)
 redis.call('ZREM', ended, lease_id)
-redis.call('HDEL', waiting, lease_id)
 count('batches', 1)
 count('consumed', #taken.consumed)
 count('shortfall', batch_size - #entries)
