@@ -1,0 +1,129 @@
+"""What an inference engine is: prompts in, sampled completions with their log probabilities out.
+
+Shape legend: P prompt tokens, T response tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+FinishReason = Literal["stop", "length"]
+"""stop: the policy wrote EOS, the last of the tokens. length: it was cut off at the limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to sample. No top-k or top-p: a trainer recomputes the log probabilities of the whole distribution.
+
+    Attributes:
+        max_response_tokens: the limit of a response, EOS included; >= 1.
+        temperature: >= 0; the logits are divided by it. At 0 the most likely token is taken.
+        seed: the same seed, prompts and weights give the same completions; None draws one from the system.
+    """
+
+    max_response_tokens: int
+    temperature: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for settings out of range."""
+        if self.max_response_tokens < 1:
+            raise ValueError(f"max_response_tokens must be >= 1, got {self.max_response_tokens}")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be finite and >= 0, got {self.temperature}")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Completion:
+    """One sampled response.
+
+    Attributes:
+        token_ids: int32 [T], T >= 1; ends in EOS when finish_reason is "stop".
+        behaviour_logprobs: float32 [T], natural log, of the distribution each token was sampled from: at the sampling
+            temperature, EOS included. All 0 at temperature 0, where the token taken is certain.
+        finish_reason: why it ended.
+        text: the tokens decoded, without EOS.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    behaviour_logprobs: npt.NDArray[np.float32]
+    finish_reason: FinishReason
+    text: str
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for columns of the wrong dtype, shape or length."""
+        _check_column("token_ids", self.token_ids, np.int32)
+        _check_column("behaviour_logprobs", self.behaviour_logprobs, np.float32)
+        if not self.token_ids.size:
+            raise ValueError("a completion needs at least one token")
+        if self.token_ids.size != self.behaviour_logprobs.size:
+            raise ValueError(f"{self.token_ids.size} tokens but {self.behaviour_logprobs.size} behaviour_logprobs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EngineResult:
+    """The completions of one prompt.
+
+    Attributes:
+        prompt_token_ids: int32 [P].
+        completions: rollouts_per_prompt of them.
+        policy_version_min, policy_version_max: of the weights that the tokens were sampled with; they differ only for
+            an engine that takes new weights in the middle of a response.
+    """
+
+    prompt_token_ids: npt.NDArray[np.int32]
+    completions: tuple[Completion, ...]
+    policy_version_min: int
+    policy_version_max: int
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a malformed prompt or for versions in the wrong order."""
+        _check_column("prompt_token_ids", self.prompt_token_ids, np.int32)
+        if not 0 <= self.policy_version_min <= self.policy_version_max:
+            raise ValueError(f"policy versions {self.policy_version_min} to {self.policy_version_max} are not a range")
+
+
+class Engine(Protocol):
+    """An inference engine, opened by `async with`. One engine may serve many `generate` calls at a time."""
+
+    @property
+    def policy_version(self) -> int:
+        """The version of the weights that the next token is sampled with."""
+
+    async def generate(
+        self, prompts: Sequence[str], *, rollouts_per_prompt: int, sampling: Sampling
+    ) -> list[EngineResult]:
+        """Sample `rollouts_per_prompt` completions of every prompt; one result per prompt, in the same order.
+
+        Raises:
+            ValueError: a prompt is empty, cannot be encoded, or leaves no room for the response.
+            RuntimeError: the engine is not open.
+        """
+
+    async def load_weights(self, path: Path | str, policy_version: int) -> None:
+        """Sample with the weights at `path` from now on. On any error the engine keeps the weights that it has.
+
+        Raises:
+            FileNotFoundError: there is nothing at `path`.
+            ValueError: what is there does not fit the engine, or policy_version is negative.
+        """
+
+    async def __aenter__(self) -> Self:
+        """Open the engine."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close it, after the calls that are under way."""
+
+
+def _check_column(name: str, column: npt.NDArray[np.generic], dtype: type[np.generic]) -> None:
+    if column.dtype != dtype or column.ndim != 1:
+        raise ValueError(f"{name} must be a flat {np.dtype(dtype)} array, got {column.dtype} of shape {column.shape}")
