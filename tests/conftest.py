@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import settings
 from invariants import check_invariants
 from processes import ServerProcess, start_redis
 
 from groupreplay import AsyncClient, Client
 from groupreplay_server.app import RunningServer, running_server
 from groupreplay_server.settings import ServerSettings
+
+# The same examples on every run, so that a failure is somebody's change; a busy machine is no failure.
+settings.register_profile("groupreplay", derandomize=True, deadline=None, database=None)
+settings.load_profile("groupreplay")
 
 
 @pytest.fixture(scope="session")

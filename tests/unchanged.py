@@ -1,0 +1,28 @@
+"""Shows that a refused call left no trace."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from table_user import TableUser
+
+from groupreplay import Table
+
+
+@asynccontextmanager
+async def unchanged(table: TableUser) -> AsyncIterator[None]:
+    """Assert that a block leaves every key of Redis as it was; counting a refusal is all it may do."""
+    before, state = _keys(table), await _state(table)
+    yield
+    assert await _state(table) == state
+    assert _keys(table) == before
+
+
+async def _state(table: TableUser) -> Table:
+    return replace(await table.describe(), counters=await table.counters())
+
+
+def _keys(table: TableUser) -> dict[bytes, Any]:
+    counters = table.key("counters").encode()
+    return {key: table.redis.dump(key) for key in table.redis.scan_iter() if key != counters}
