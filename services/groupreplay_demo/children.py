@@ -69,5 +69,10 @@ class Child:
 
 
 def _environment() -> dict[str, str]:
-    """Settings for the demo are not settings for its processes."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("GROUPREPLAY_")}
+    """Settings for the demo are not settings for its processes.
+
+    Idle OpenMP threads sleep rather than spin: on a machine with few cores spinning ones take the other processes'
+    time, and a busy neighbour makes every step ten times slower.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GROUPREPLAY_")}
+    return {"OMP_WAIT_POLICY": "PASSIVE"} | inherited

@@ -86,7 +86,7 @@ def _draw_slots(axes: Axes, run: RunRecords) -> None:
     bottom = [a + b for a, b in zip(fresh, refilled, strict=True)]
     axes.bar(steps, short, width=1, bottom=bottom, color=_SHORT, label="empty")
     axes.set_ylabel(f"slots of a batch\n({run.algorithm})")
-    axes.legend(loc="lower left", fontsize="small")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize="small", ncols=3, frameon=False)
 
 
 def _draw_ages(axes: Axes, run: RunRecords) -> None:

@@ -13,7 +13,7 @@ Algorithm = Literal["popo", "grpo", "grpo-filter", "dapo"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskPreset:
-    """What a demo run of a task looks like; docs/explanation/demo.md says how these were found."""
+    """What a demo run of a task looks like. Higher rates learn faster at first, and collapse on some seeds."""
 
     steps: int
     lr: float
@@ -24,7 +24,7 @@ class TaskPreset:
 
 
 PRESETS = {
-    "addition": TaskPreset(steps=100, lr=2e-4, preset="robust"),
+    "addition": TaskPreset(steps=240, lr=1e-4, preset="robust"),
     "countdown3": TaskPreset(steps=60, lr=3e-4, preset="robust"),
 }
 

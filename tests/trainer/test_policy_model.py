@@ -20,7 +20,7 @@ async def test_logprobs_at_the_sampling_temperature_are_the_behaviour_logprobs(
     model.save(tmp_path / "m.safetensors")
     sampling = Sampling(max_response_tokens=8, temperature=temperature, seed=1)
     async with TorchEngine(tmp_path / "m.safetensors") as engine:
-        results = await engine.generate(["1+2=", "30"], rollouts_per_prompt=6, sampling=sampling)
+        results = await engine.generate(["1+2=", "30"], rollouts_per_prompt=64, sampling=sampling)
     stopped = 0
     for result in results:
         for completion in result.completions:
