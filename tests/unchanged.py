@@ -20,9 +20,9 @@ async def unchanged(table: TableUser) -> AsyncIterator[None]:
 
 
 async def _state(table: TableUser) -> Table:
-    return replace(await table.describe(), counters=await table.counters())
+    return replace(await table.describe(), counters=await table.counters(), task_counters={})
 
 
 def _keys(table: TableUser) -> dict[bytes, Any]:
-    counters = table.key("counters").encode()
-    return {key: table.redis.dump(key) for key in table.redis.scan_iter() if key != counters}
+    counters = {table.key("counters").encode(), table.key("tasks").encode()}
+    return {key: table.redis.dump(key) for key in table.redis.scan_iter() if key not in counters}

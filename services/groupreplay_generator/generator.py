@@ -19,7 +19,7 @@ from groupreplay import (
     RolloutGroup,
 )
 from groupreplay_generator.engines import Engine, EngineResult, Sampling, create_engine
-from groupreplay_generator.policy_follower import PolicyFollower, following, take_up, weights_path
+from groupreplay_generator.policy_follower import PolicyFollower, following, weights_path
 from groupreplay_generator.settings import GeneratorSettings
 from groupreplay_generator.tasks import Problem, Task, create_task
 
@@ -36,6 +36,7 @@ async def run_generator(settings: GeneratorSettings) -> None:
     async with AsyncClient(settings.server) as client, following(client, settings.run) as follower:
         first = await follower.newer_than(-1)
         engine = create_engine(settings.engine, weights=weights_path(first), policy_version=first.version)
+        follower.opened_with(first)
         async with engine:
             _log.info("generating %s for table %s/%s", settings.task, settings.run, settings.table)
             await Generator(settings, client=client, engine=engine, task=task, follower=follower).run()
@@ -70,7 +71,7 @@ class Generator:
             admission = await self._admission()
             await self._follower.tell(admission.policy)
             policy = self._follower.newest
-            if admission.groups and (policy is None or await take_up(self._engine, policy)):
+            if admission.groups and (policy is None or await self._follower.take_up(self._engine, policy)):
                 await self._insert(await self._generate(admission.groups))
 
     async def _begin(self) -> None:

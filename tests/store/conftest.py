@@ -9,7 +9,7 @@ from invariants import check_invariants
 from processes import redis_binaries, start_redis
 from store_user import StoreUser
 
-from groupreplay.types import TableConfig
+from groupreplay.table_config import TableConfig
 from groupreplay_server.store.connection import open_redis
 from groupreplay_server.store.redis_store import RedisStore
 

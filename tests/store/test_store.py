@@ -19,7 +19,7 @@ from groupreplay import (
     UnknownRunError,
 )
 from groupreplay.groups import MAX_POLICY_VERSION
-from groupreplay.types import Fill, TableConfig
+from groupreplay.table_config import Fill, TableConfig
 from groupreplay_server.store.records import BatchNotReady, LeasedBatch
 from groupreplay_server.store.redis_store import RedisStore
 from groupreplay_server.store.scripts import Value
@@ -157,18 +157,18 @@ async def test_replay_skips_stale_and_repeated_groups_over_several_pages(store: 
 
 async def test_an_insert_whose_answer_was_lost_is_repeated_without_harm(store: StoreUser) -> None:
     """The connection sends the same call again: the group is inserted, and keeps the payload that this call wrote."""
-    record = ("a", b"header", 0, 0, 0.5, 7, "ref", "prompt", "")
+    record = ("a", b"header", 0, 0, 0.5, 7, "ref", "prompt", "", "", 1.0)
     store.redis.set(KEYS.payload("a/ref"), b"payload")
     assert await store.call("insert_groups", 1, record) == [b"INSERTED"]
     assert await store.call("insert_groups", 1, record) == [b"INSERTED"]
-    other = ("a", b"header", 0, 0, 0.5, 7, "other-ref", "prompt", "")
+    other = ("a", b"header", 0, 0, 0.5, 7, "other-ref", "prompt", "", "", 1.0)
     assert await store.call("insert_groups", 1, other) == [b"DUPLICATE"]
     assert (await store.describe()).counters == {"inserted": 1, "inserted_effective": 1, "duplicate": 1}
 
 
 async def test_a_group_that_left_is_remembered_for_a_day(store: StoreUser) -> None:
     """A retry within a day finds it; afterwards the id is free again, so that memory stays bounded."""
-    record = ("x", b"header", 0, 0, 0.0, 0, "", "prompt", "")
+    record = ("x", b"header", 0, 0, 0.0, 0, "", "prompt", "", "", 1.0)
     now = 10 * DAY_MS
     await store.call("insert_groups", now, record)
     taking: dict[str, Value] = {

@@ -8,21 +8,24 @@ from typing import Any, Self
 
 import grpc
 
-from groupreplay import convert
+from groupreplay import convert, convert_tables
 from groupreplay.errors import InternalError
 from groupreplay.groups import RolloutGroup
 from groupreplay.parts import MESSAGE_BYTES, PartAssembler, pack_parts, split_group
 from groupreplay.retry import Attempts, error_from_rpc
+from groupreplay.table_config import TableConfig
 from groupreplay.types import (
     Admission,
     Batch,
     DeliveredGroup,
+    GroupFeedback,
     GroupState,
     InsertOutcome,
     InsertResult,
     Policy,
+    Quota,
+    StoredGroup,
     Table,
-    TableConfig,
 )
 from groupreplay.v1 import group_pb2
 from groupreplay.v1 import replay_service_pb2 as pb
@@ -104,6 +107,32 @@ class Client:
             for result in self._insert_window(window, run, table, timeout_s):
                 yield result
 
+    def get_groups(self, group_ids: Sequence[str], *, run: str, table: str) -> list[StoredGroup]:
+        """Read groups without taking them; those that the table does not hold (any more) are left out.
+
+        A group whose payload the table does not keep has no tokens to show, and is left out too.
+        """
+        request = pb.GetGroupsRequest(run=run, table=table, group_ids=group_ids)
+        attempts = Attempts(self._timeout_s)
+        while True:
+            try:
+                return self._read_groups(request, attempts.left_s())
+            except grpc.RpcError as failure:
+                pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
+            time.sleep(pause_s)
+
+    def delete_groups(self, group_ids: Sequence[str], *, run: str, table: str) -> int:
+        """Remove groups; return how many left. Those in a lease as fresh stay, since somebody trains on them."""
+        request = pb.DeleteGroupsRequest(run=run, table=table, group_ids=group_ids)
+        response: pb.DeleteGroupsResponse = self._unary(self._stub.DeleteGroups, request)
+        return response.deleted
+
+    def update_priorities(self, feedback: Sequence[GroupFeedback], *, run: str, table: str) -> list[str]:
+        """Tell the table what was found out about groups; return the ids that it does not hold (any more)."""
+        request = pb.UpdatePrioritiesRequest(run=run, table=table, feedback=map(convert.feedback_to_proto, feedback))
+        response: pb.UpdatePrioritiesResponse = self._unary(self._stub.UpdatePriorities, request)
+        return list(response.unknown_group_ids)
+
     def locate_groups(self, group_ids: Sequence[str], *, run: str, table: str) -> list[GroupState]:
         """Say where each group is: fresh, leased, replay, gone, or unknown."""
         request = pb.LocateGroupsRequest(run=run, table=table, group_ids=group_ids)
@@ -141,24 +170,51 @@ class Client:
             timeout_s=timeout_s,
             holder=holder,
         )
-        waiting = Attempts(timeout_s)
-        attempts = Attempts(timeout_s + self._timeout_s)  # the transfer has its own time
-        while True:
-            request.timeout_s = min(timeout_s, waiting.left_s() or 0)
-            try:
-                return self._read_batch(request, attempts.left_s())
-            except grpc.RpcError as failure:
-                pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
-            time.sleep(pause_s)
+        return self._take(self._stub.NextBatch, request)
 
-    def commit(self, *, run: str, table: str, lease_id: str, step: int) -> bool:
+    def sample(
+        self,
+        *,
+        run: str,
+        table: str,
+        batch_size: int,
+        lease_id: str | None = None,
+        lease_s: float = 600.0,
+        timeout_s: float = 60.0,
+        holder: str = "",
+    ) -> Batch:
+        """Draw up to batch_size replay groups by the table's sampler, and lease them for lease_s.
+
+        For tables of Fill.SAMPLE (groups join replay as they come) and Fill.REPLAY. Waits up to timeout_s while the
+        table has too few groups or its rate limit holds samples back. As with next_batch, commit or release the lease.
+
+        Raises:
+            BatchNotReadyError: no draw within timeout_s; the message says what is missing.
+            StepConflictError: the lease was committed before.
+        """
+        request = pb.SampleRequest(
+            run=run,
+            table=table,
+            batch_size=batch_size,
+            lease_id=lease_id or uuid.uuid4().hex,
+            lease_s=lease_s,
+            timeout_s=timeout_s,
+            holder=holder,
+        )
+        return self._take(self._stub.Sample, request)
+
+    def commit(self, *, run: str, table: str, lease_id: str, step: int, feedback: Sequence[GroupFeedback] = ()) -> bool:
         """End a lease after training; return True if this very commit was made before.
+
+        feedback: what the step found out about groups; tables that weigh by priority, KL or ESS draw by it.
 
         Raises:
             LeaseExpiredError: the lease ended before, and its groups went to somebody else.
             StepConflictError: the step, or the lease, was committed before with another partner.
         """
-        request = pb.CommitRequest(run=run, table=table, lease_id=lease_id, step=step)
+        request = pb.CommitRequest(
+            run=run, table=table, lease_id=lease_id, step=step, feedback=map(convert.feedback_to_proto, feedback)
+        )
         response: pb.CommitResponse = self._unary(self._stub.Commit, request)
         return response.already_committed
 
@@ -203,7 +259,7 @@ class Client:
         response: pb.RequestAdmissionResponse = self._unary(
             self._stub.RequestAdmission, request, timeout_s + self._timeout_s
         )
-        return Admission(groups=response.groups, policy=convert.policy_from_proto(response.policy))
+        return Admission(groups=response.groups, policy=convert_tables.policy_from_proto(response.policy))
 
     # Tables
 
@@ -213,20 +269,37 @@ class Client:
         Raises:
             TableExistsError: it exists with another configuration.
         """
-        request = pb.CreateTableRequest(run=run, table=table, config=convert.config_to_proto(config or TableConfig()))
+        message = convert_tables.config_to_proto(config or TableConfig())
+        request = pb.CreateTableRequest(run=run, table=table, config=message)
         response: pb.CreateTableResponse = self._unary(self._stub.CreateTable, request)
-        return convert.table_from_proto(response.table)
+        return convert_tables.table_from_proto(response.table)
+
+    def update_table(self, *, run: str, table: str, config: TableConfig) -> Table:
+        """Change the limits of a table while it runs, to those of config; return the table.
+
+        Raises:
+            InvalidRequestError: the change concerns what decides over order or weight (fill, sampler, remover,
+                priority, alpha, decays, min_reward_std), which cannot change while a table lives.
+        """
+        request = pb.UpdateTableRequest(run=run, table=table, config=convert_tables.config_to_proto(config))
+        response: pb.UpdateTableResponse = self._unary(self._stub.UpdateTable, request)
+        return convert_tables.table_from_proto(response.table)
+
+    def reset_table(self, *, run: str, table: str) -> int:
+        """Remove every group of a table, leased ones included; return how many."""
+        response: pb.ResetTableResponse = self._unary(self._stub.ResetTable, pb.ResetTableRequest(run=run, table=table))
+        return response.removed
 
     def describe_table(self, *, run: str, table: str) -> Table:
         """Return a table's configuration, sizes and counts at one moment."""
         request = pb.DescribeTableRequest(run=run, table=table)
         response: pb.DescribeTableResponse = self._unary(self._stub.DescribeTable, request)
-        return convert.table_from_proto(response.table)
+        return convert_tables.table_from_proto(response.table)
 
     def list_tables(self, *, run: str = "") -> list[Table]:
         """Return all tables, or those of one run."""
         response: pb.ListTablesResponse = self._unary(self._stub.ListTables, pb.ListTablesRequest(run=run))
-        return [convert.table_from_proto(table) for table in response.tables]
+        return [convert_tables.table_from_proto(table) for table in response.tables]
 
     # The policy clock
 
@@ -236,14 +309,39 @@ class Client:
         Raises:
             PolicyVersionConflictError: the clock stands at or beyond the version, with other weights.
         """
-        request = pb.AdvancePolicyRequest(policy=convert.policy_to_proto(policy))
+        request = pb.AdvancePolicyRequest(policy=convert_tables.policy_to_proto(policy))
         response: pb.AdvancePolicyResponse = self._unary(self._stub.AdvancePolicy, request)
-        return convert.policy_from_proto(response.policy)
+        return convert_tables.policy_from_proto(response.policy)
+
+    def rewind_policy(self, policy: Policy, *, step: int, rewind_id: str | None = None) -> Policy:
+        """Move the clock back to policy, for a trainer that restarts from the checkpoint of `step`.
+
+        Groups of the versions that are undone leave every table of the run, live leases end, and the steps after
+        `step` may be committed anew. A rewind_id of your own makes this safe to repeat after a crash.
+
+        Raises:
+            PolicyVersionConflictError: the clock stands below the version.
+        """
+        request = pb.RewindPolicyRequest(
+            policy=convert_tables.policy_to_proto(policy), step=step, rewind_id=rewind_id or uuid.uuid4().hex
+        )
+        response: pb.RewindPolicyResponse = self._unary(self._stub.RewindPolicy, request)
+        return convert_tables.policy_from_proto(response.policy)
+
+    def resolve_policy(self, *, run: str, label: str) -> int:
+        """Return the policy version that inference engines call `label`.
+
+        Raises:
+            FuturePolicyVersionError: no version is called so.
+        """
+        request = pb.ResolvePolicyRequest(run=run, label=label)
+        response: pb.ResolvePolicyResponse = self._unary(self._stub.ResolvePolicy, request)
+        return response.version
 
     def get_policy(self, *, run: str) -> Policy:
         """Return the current policy version of a run."""
         response: pb.GetPolicyResponse = self._unary(self._stub.GetPolicy, pb.GetPolicyRequest(run=run))
-        return convert.policy_from_proto(response.policy)
+        return convert_tables.policy_from_proto(response.policy)
 
     def watch_policy(self, *, run: str, after_version: int = -1) -> Iterator[Policy]:
         """Yield the current policy if it is above after_version, then each newer one, for ever.
@@ -257,9 +355,9 @@ class Client:
             try:
                 for response in call:
                     attempts.succeeded()
-                    policy = convert.policy_from_proto(response.policy)
-                    # Version 0 may get its weights later, so after a break it is asked for again.
-                    after_version = policy.version if policy.version else -1
+                    policy = convert_tables.policy_from_proto(response.policy)
+                    # After a break the newest is asked for again: the clock may have gone back meanwhile.
+                    after_version = -1
                     if policy != newest:
                         newest = policy
                         yield policy
@@ -270,7 +368,33 @@ class Client:
                 call.cancel()
             time.sleep(failure_s)
 
+    # Quotas
+
+    def set_quota(self, *, run: str, max_groups: int | None = None, max_bytes: int | None = None) -> Quota:
+        """Limit what all tables of a run hold together; None = unlimited. What they hold already stays."""
+        request = pb.SetQuotaRequest(run=run, max_groups=max_groups, max_bytes=max_bytes)
+        response: pb.SetQuotaResponse = self._unary(self._stub.SetQuota, request)
+        return convert_tables.quota_from_proto(response.quota)
+
+    def get_quota(self, *, run: str) -> Quota:
+        """Return a run's quota, and what its tables hold."""
+        response: pb.GetQuotaResponse = self._unary(self._stub.GetQuota, pb.GetQuotaRequest(run=run))
+        return convert_tables.quota_from_proto(response.quota)
+
     # How calls are made
+
+    def _take(self, call: Any, request: Any) -> Batch:
+        """Wait for a batch up to its timeout, and read it; calls that broke are made again."""
+        timeout_s = request.timeout_s
+        waiting = Attempts(timeout_s)
+        attempts = Attempts(timeout_s + self._timeout_s)  # the transfer has its own time
+        while True:
+            request.timeout_s = min(timeout_s, waiting.left_s() or 0)
+            try:
+                return self._read_batch(call, request, attempts.left_s())
+            except grpc.RpcError as failure:
+                pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
+            time.sleep(pause_s)
 
     def _unary(self, call: Any, request: Any, timeout_s: float | None = None) -> Any:
         attempts = Attempts(timeout_s or self._timeout_s)
@@ -323,11 +447,22 @@ class Client:
             results.extend(response.results)
         return results
 
-    def _read_batch(self, request: pb.NextBatchRequest, timeout_s: float | None) -> Batch:
+    def _read_groups(self, request: pb.GetGroupsRequest, timeout_s: float | None) -> list[StoredGroup]:
+        assembler = PartAssembler()
+        groups: list[StoredGroup] = []
+        for response in self._stub.GetGroups(request, timeout=timeout_s):
+            for part in response.parts:
+                group = assembler.add(part)
+                if group is not None and group.payload is not None and group.delivery is not None:
+                    groups.append(convert.stored_from_wire(group.header, group.delivery, group.payload))
+        assembler.check_complete()
+        return groups
+
+    def _read_batch(self, call: Any, request: Any, timeout_s: float | None) -> Batch:
         header: pb.BatchHeader | None = None
         assembler = PartAssembler()
         groups: list[DeliveredGroup] = []
-        for response in self._stub.NextBatch(request, timeout=timeout_s):
+        for response in call(request, timeout=timeout_s):
             if response.HasField("batch"):
                 header = response.batch
             for part in response.parts:

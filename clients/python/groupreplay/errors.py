@@ -80,6 +80,24 @@ class TableFullError(GroupReplayError):
     retryable = True
 
 
+class QuotaExceededError(GroupReplayError):
+    """The run's tables hold as much as its quota allows."""
+
+    reason = "QUOTA_EXCEEDED"
+    grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = 429
+    retryable = True
+
+
+class RateLimitedError(GroupReplayError):
+    """The table's rate limit holds inserts back until more was sampled."""
+
+    reason = "RATE_LIMITED"
+    grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = 429
+    retryable = True
+
+
 class StalePolicyVersionError(GroupReplayError):
     """The group is older than the table's max_staleness."""
 

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from groupreplay.errors import GroupReplayError, InvalidRequestError
-from groupreplay.groups import RolloutGroup
+from groupreplay.groups import RolloutGroup, check_name
+from groupreplay.table_config import TableConfig
 
 
 class GroupSource(StrEnum):
@@ -34,21 +35,6 @@ class InsertOutcome(StrEnum):
     REFUSED = "refused"
 
 
-class Fill(StrEnum):
-    """What takes the slots of ineffective groups: POPO, GRPO-filter, DAPO and GRPO in this order."""
-
-    REPLAY = "replay"
-    NONE = "none"
-    RESAMPLE = "resample"
-    KEEP = "keep"
-
-
-class Refill(StrEnum):
-    """Which replay groups refill a batch first."""
-
-    RECENCY = "recency"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveredGroup:
     """A group in a batch, and how it came there."""
@@ -60,9 +46,12 @@ class DeliveredGroup:
     times_sampled: int
     """Deliveries of the group, this one included."""
     probability: float
-    """Of the draw, in (0, 1]; 1 where the rule was deterministic."""
+    """Weight over the sum of all replay groups' weights, at the draw, in (0, 1]; 1 where the order is no matter of
+    chance."""
     redeliveries: int
     """Times the group was handed out before and came back uncommitted."""
+    importance_weight: float = 1.0
+    """(N * probability)**-importance_beta over the largest in the batch, in (0, 1]; N groups were in replay."""
 
     @property
     def on_policy(self) -> bool:
@@ -112,6 +101,10 @@ class Policy:
     weights_uri: str = ""
     weights_sha256: str = ""
     published_at_ms: int = 0
+    label: str = ""
+    """What inference engines call these weights; names one version only. Empty = the version in digits."""
+    rewinds: int = 0
+    """How often the clock was moved back: (rewinds, version) only grows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,49 +116,50 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TableConfig:
-    """What a table keeps and how it fills a batch.
+class GroupFeedback:
+    """What a caller found out about a group; None leaves what was known.
 
     Raises:
-        InvalidRequestError: a limit is out of its range.
+        InvalidRequestError: a value is out of its range.
     """
 
-    fill: Fill = Fill.REPLAY
-    """What takes the slots of ineffective groups."""
-    refill: Refill = Refill.RECENCY
-    """Which replay groups refill, under Fill.REPLAY."""
-    replay_capacity: int = 1024
-    """Replay groups kept; the oldest leave first."""
-    fresh_capacity: int = 4096
-    """Fresh groups kept; inserts beyond are refused with TableFullError."""
-    max_staleness: int | None = None
-    """Groups older than this many policy versions are dropped, and refused at insert; None = unlimited."""
-    max_times_sampled: int | None = None
-    """Deliveries after which a group leaves; None = unlimited."""
-    min_reward_std: float = 1e-6
-    """A group is effective when the standard deviation of its rewards is above this."""
-    max_group_bytes: int = 64 * 2**20
-    """Largest payload of one group."""
-    allow_repeated_prompts: bool = False
-    """Whether a batch may hold two groups of one prompt_id."""
-    keep_ineffective_payload: bool = False
-    """Whether to store payloads that the fill rule will never deliver, to look at."""
-    ahead_groups: int | None = None
-    """How many groups producers that ask for admission may run ahead of the trainer; None = unlimited."""
+    group_id: str
+    priority: float | None = None
+    """Finite, at least 0."""
+    kl: float | None = None
+    """KL(behaviour || current) per token in nats, as estimated; at least 0."""
+    ess: float | None = None
+    """Effective sample size of the behaviour weights, as a share of the tokens, in (0, 1]."""
 
     def __post_init__(self) -> None:
-        for name, low in (("replay_capacity", 1), ("fresh_capacity", 1), ("max_group_bytes", 1)):
-            self._check_range(name, getattr(self, name), low)
-        for name, low in (("max_staleness", 0), ("max_times_sampled", 1), ("ahead_groups", 0)):
-            if getattr(self, name) is not None:
-                self._check_range(name, getattr(self, name), low)
-        if not 0 <= self.min_reward_std < math.inf:
-            raise InvalidRequestError(f"min_reward_std {self.min_reward_std} is not a finite number of at least 0")
+        check_name(self.group_id, "group_id")
+        for name in ("priority", "kl"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InvalidRequestError(f"group {self.group_id}: {name} {value} is not a finite number of at least 0")
+        if self.ess is not None and not 0 < self.ess <= 1:
+            raise InvalidRequestError(f"group {self.group_id}: ess {self.ess} is not in (0, 1]")
 
-    @staticmethod
-    def _check_range(name: str, value: int, low: int) -> None:
-        if not low <= value < 2**40:
-            raise InvalidRequestError(f"{name} {value} is not in {low} to 2^40")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredGroup:
+    """A group as get_groups reads it, without taking it."""
+
+    group: RolloutGroup
+    staleness: int
+    times_sampled: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """What all tables of a run may hold together, and what they do hold."""
+
+    max_groups: int | None
+    """None = unlimited."""
+    max_bytes: int | None
+    """Of payload; None = unlimited."""
+    groups: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,3 +186,5 @@ class Table:
     """Groups that next_batch calls now wait for."""
     counters: Mapping[str, int]
     """Monotonic counts; docs/reference/counters.md lists them."""
+    task_counters: Mapping[str, int] = field(default_factory=dict)
+    """Counts by task, `event:task`: inserted_*, refused_* and gone_*."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,16 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from groupreplay import convert
+from groupreplay import convert, convert_tables
 from groupreplay.errors import GroupReplayError, InternalError, InvalidRequestError, StoreUnavailableError
 from groupreplay.groups import check_name
 from groupreplay.parts import AssembledGroup, PartAssembler
 from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.api.metrics import Metrics
-from groupreplay_server.api.wire import serialize_batch
-from groupreplay_server.service import DEFAULT_ADMISSION_S, DEFAULT_LEASE_S, ReplayService
+from groupreplay_server.api.wire import serialize_batch, serialize_read_groups
+from groupreplay_server.batches import DEFAULT_ADMISSION_S, DEFAULT_LEASE_S
+from groupreplay_server.service import ReplayService
+from groupreplay_server.store.records import LeasedBatch
 
 _log = logging.getLogger(__name__)
 
@@ -64,36 +66,43 @@ class GrpcApi:
         return pb.InsertResponse(results=[convert.insert_result_to_proto(result) for result in results])
 
     async def next_batch(self, request: pb.NextBatchRequest) -> AsyncIterator[bytes]:
-        batch = await self._service.next_batch(
-            request.run,
-            request.table,
-            batch_size=request.batch_size,
-            lease_id=request.lease_id,
-            lease_s=request.lease_s or DEFAULT_LEASE_S,
-            timeout_s=request.timeout_s,
-            holder=request.holder,
-        )
-        payloads = self._service.batch_payloads(request.run, request.table, batch)
+        batch = await self._service.batches.next_batch(request.run, request.table, **_lease_request(request))
+        async for message in self._send(request.run, request.table, batch):
+            yield message
+
+    async def sample(self, request: pb.SampleRequest) -> AsyncIterator[bytes]:
+        batch = await self._service.batches.sample(request.run, request.table, **_lease_request(request))
+        async for message in self._send(request.run, request.table, batch):
+            yield message
+
+    async def _send(self, run: str, table: str, batch: LeasedBatch) -> AsyncIterator[bytes]:
+        payloads = self._service.batches.payloads(run, table, batch.groups)
         async for message in serialize_batch(batch, payloads):
             self._metrics.payload("out", len(message))
             yield message
 
     async def commit(self, request: pb.CommitRequest) -> pb.CommitResponse:
-        repeated = await self._service.commit(request.run, request.table, lease_id=request.lease_id, step=request.step)
+        repeated = await self._service.batches.commit(
+            request.run,
+            request.table,
+            lease_id=request.lease_id,
+            step=request.step,
+            feedback=[convert.feedback_from_proto(item) for item in request.feedback],
+        )
         return pb.CommitResponse(already_committed=repeated)
 
     async def release(self, request: pb.ReleaseRequest) -> pb.ReleaseResponse:
-        returned = await self._service.release(request.run, request.table, lease_id=request.lease_id)
+        returned = await self._service.batches.release(request.run, request.table, lease_id=request.lease_id)
         return pb.ReleaseResponse(returned=returned)
 
     async def extend_lease(self, request: pb.ExtendLeaseRequest) -> pb.ExtendLeaseResponse:
-        deadline_ms = await self._service.extend_lease(
+        deadline_ms = await self._service.batches.extend_lease(
             request.run, request.table, lease_id=request.lease_id, lease_s=request.lease_s
         )
         return pb.ExtendLeaseResponse(lease_deadline_ms=deadline_ms)
 
     async def request_admission(self, request: pb.RequestAdmissionRequest) -> pb.RequestAdmissionResponse:
-        admission = await self._service.request_admission(
+        admission = await self._service.batches.request_admission(
             request.run,
             request.table,
             producer_id=request.producer_id,
@@ -101,38 +110,82 @@ class GrpcApi:
             timeout_s=request.timeout_s,
             admission_s=request.admission_s or DEFAULT_ADMISSION_S,
         )
-        return pb.RequestAdmissionResponse(groups=admission.groups, policy=convert.policy_to_proto(admission.policy))
+        return pb.RequestAdmissionResponse(
+            groups=admission.groups, policy=convert_tables.policy_to_proto(admission.policy)
+        )
+
+    async def update_priorities(self, request: pb.UpdatePrioritiesRequest) -> pb.UpdatePrioritiesResponse:
+        feedback = [convert.feedback_from_proto(item) for item in request.feedback]
+        unknown = await self._service.update_priorities(request.run, request.table, feedback)
+        return pb.UpdatePrioritiesResponse(unknown_group_ids=unknown)
 
     async def locate_groups(self, request: pb.LocateGroupsRequest) -> pb.LocateGroupsResponse:
-        for group_id in request.group_ids:
-            check_name(group_id, "group_id")
-        states = await self._service.locate_groups(request.run, request.table, request.group_ids)
+        states = await self._service.locate_groups(request.run, request.table, _names(request.group_ids))
         return pb.LocateGroupsResponse(states=[convert.STATES[state] for state in states])
 
+    async def get_groups(self, request: pb.GetGroupsRequest) -> AsyncIterator[bytes]:
+        groups = await self._service.read_groups(request.run, request.table, _names(request.group_ids))
+        payloads = self._service.batches.payloads(request.run, request.table, groups)
+        async for message in serialize_read_groups(payloads):
+            self._metrics.payload("out", len(message))
+            yield message
+
+    async def delete_groups(self, request: pb.DeleteGroupsRequest) -> pb.DeleteGroupsResponse:
+        deleted = await self._service.delete_groups(request.run, request.table, _names(request.group_ids))
+        return pb.DeleteGroupsResponse(deleted=deleted)
+
     async def create_table(self, request: pb.CreateTableRequest) -> pb.CreateTableResponse:
-        config = convert.config_from_proto(request.config)
+        config = convert_tables.config_from_proto(request.config)
         table, created = await self._service.create_table(request.run, request.table, config)
-        return pb.CreateTableResponse(table=convert.table_to_proto(table), created=created)
+        return pb.CreateTableResponse(table=convert_tables.table_to_proto(table), created=created)
 
     async def describe_table(self, request: pb.DescribeTableRequest) -> pb.DescribeTableResponse:
         table = await self._service.describe_table(request.run, request.table)
-        return pb.DescribeTableResponse(table=convert.table_to_proto(table))
+        return pb.DescribeTableResponse(table=convert_tables.table_to_proto(table))
 
     async def list_tables(self, request: pb.ListTablesRequest) -> pb.ListTablesResponse:
         tables = await self._service.list_tables(request.run)
-        return pb.ListTablesResponse(tables=[convert.table_to_proto(table) for table in tables])
+        return pb.ListTablesResponse(tables=[convert_tables.table_to_proto(table) for table in tables])
+
+    async def update_table(self, request: pb.UpdateTableRequest) -> pb.UpdateTableResponse:
+        config = convert_tables.config_from_proto(request.config)
+        table = await self._service.update_table(request.run, request.table, config)
+        return pb.UpdateTableResponse(table=convert_tables.table_to_proto(table))
+
+    async def reset_table(self, request: pb.ResetTableRequest) -> pb.ResetTableResponse:
+        return pb.ResetTableResponse(removed=await self._service.reset_table(request.run, request.table))
+
+    async def rewind_policy(self, request: pb.RewindPolicyRequest) -> pb.RewindPolicyResponse:
+        policy = await self._service.rewind_policy(
+            convert_tables.policy_from_proto(request.policy), step=request.step, rewind_id=request.rewind_id
+        )
+        return pb.RewindPolicyResponse(policy=convert_tables.policy_to_proto(policy))
+
+    async def resolve_policy(self, request: pb.ResolvePolicyRequest) -> pb.ResolvePolicyResponse:
+        return pb.ResolvePolicyResponse(version=await self._service.resolve_policy(request.run, request.label))
+
+    async def set_quota(self, request: pb.SetQuotaRequest) -> pb.SetQuotaResponse:
+        quota = await self._service.set_quota(
+            request.run,
+            max_groups=request.max_groups if request.HasField("max_groups") else None,
+            max_bytes=request.max_bytes if request.HasField("max_bytes") else None,
+        )
+        return pb.SetQuotaResponse(quota=convert_tables.quota_to_proto(quota))
+
+    async def get_quota(self, request: pb.GetQuotaRequest) -> pb.GetQuotaResponse:
+        return pb.GetQuotaResponse(quota=convert_tables.quota_to_proto(await self._service.get_quota(request.run)))
 
     async def advance_policy(self, request: pb.AdvancePolicyRequest) -> pb.AdvancePolicyResponse:
-        policy = await self._service.advance_policy(convert.policy_from_proto(request.policy))
-        return pb.AdvancePolicyResponse(policy=convert.policy_to_proto(policy))
+        policy = await self._service.advance_policy(convert_tables.policy_from_proto(request.policy))
+        return pb.AdvancePolicyResponse(policy=convert_tables.policy_to_proto(policy))
 
     async def get_policy(self, request: pb.GetPolicyRequest) -> pb.GetPolicyResponse:
         policy = await self._service.get_policy(request.run)
-        return pb.GetPolicyResponse(policy=convert.policy_to_proto(policy))
+        return pb.GetPolicyResponse(policy=convert_tables.policy_to_proto(policy))
 
     async def watch_policy(self, request: pb.WatchPolicyRequest) -> AsyncIterator[pb.WatchPolicyResponse]:
         async for policy in self._service.watch_policy(request.run, request.after_version):
-            yield pb.WatchPolicyResponse(policy=convert.policy_to_proto(policy))
+            yield pb.WatchPolicyResponse(policy=convert_tables.policy_to_proto(policy))
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return the handlers of every method in the service's descriptor."""
@@ -184,6 +237,22 @@ class GrpcApi:
                 await _abort(context, name, error)
 
         return guarded
+
+
+def _lease_request(request: pb.NextBatchRequest | pb.SampleRequest) -> dict[str, Any]:
+    return {
+        "batch_size": request.batch_size,
+        "lease_id": request.lease_id,
+        "lease_s": request.lease_s or DEFAULT_LEASE_S,
+        "timeout_s": request.timeout_s,
+        "holder": request.holder,
+    }
+
+
+def _names(group_ids: Sequence[str]) -> Sequence[str]:
+    for group_id in group_ids:
+        check_name(group_id, "group_id")
+    return group_ids
 
 
 def _serialize(message: Message | bytes) -> bytes:

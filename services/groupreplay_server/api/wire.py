@@ -8,22 +8,35 @@ from collections.abc import AsyncIterator
 from groupreplay.convert import SOURCES
 from groupreplay.parts import MESSAGE_BYTES
 from groupreplay.v1 import group_pb2, replay_service_pb2
-from groupreplay_server.store.records import LeasedBatch, LeasedGroup
+from groupreplay_server.store.records import LeasedBatch, LeasedGroup, ReadGroup
 
-_PARTS = b"\x12"  # NextBatchResponse.parts = 2
+_PARTS, _READ_PARTS = b"\x12", b"\x0a"  # NextBatchResponse.parts = 2, GetGroupsResponse.parts = 1
+_HEADER_ONLY = b"\x20\x01"  # GroupPart.header_only = 4, true
 _HEADER, _DELIVERY, _PAYLOAD = b"\x0a", b"\x12", b"\x1a"  # GroupPart.header = 1, .delivery = 2, .payload = 3
 
 
 async def serialize_batch(batch: LeasedBatch, groups: AsyncIterator[tuple[LeasedGroup, bytes]]) -> AsyncIterator[bytes]:
     """Yield the messages of a batch: its header first, then parts; a group's header may take one past MESSAGE_BYTES."""
-    pending: list[bytes | memoryview] = [
-        replay_service_pb2.NextBatchResponse(batch=_batch_header(batch)).SerializeToString()
-    ]
+    first = replay_service_pb2.NextBatchResponse(batch=_batch_header(batch)).SerializeToString()
+    async for message in _pack(first, _PARTS, ((_first_fields(group), payload) async for group, payload in groups)):
+        yield message
+
+
+async def serialize_read_groups(groups: AsyncIterator[tuple[ReadGroup, bytes]]) -> AsyncIterator[bytes]:
+    """Yield the GetGroupsResponse messages of groups; a payload that is not kept is left out."""
+    parts = ((_read_fields(group), payload) async for group, payload in groups)
+    async for message in _pack(b"", _READ_PARTS, parts):
+        yield message
+
+
+async def _pack(first: bytes, tag: bytes, groups: AsyncIterator[tuple[bytes, bytes]]) -> AsyncIterator[bytes]:
+    """Yield messages of parts: each group's fields with the first piece of its payload, then the other pieces."""
+    pending: list[bytes | memoryview] = [first]
     size = 0
-    async for group, payload in groups:
+    async for fields, payload in groups:
         view = memoryview(payload)
         for start in range(0, max(len(view), 1), MESSAGE_BYTES):
-            part = _part(group if start == 0 else None, view[start : start + MESSAGE_BYTES])
+            part = _part(tag, fields if start == 0 else b"", view[start : start + MESSAGE_BYTES])
             part_bytes = sum(map(len, part))
             if size and size + part_bytes > MESSAGE_BYTES:
                 yield b"".join(pending)
@@ -47,21 +60,33 @@ def _batch_header(batch: LeasedBatch) -> replay_service_pb2.BatchHeader:
     )
 
 
-def _part(group: LeasedGroup | None, piece: memoryview) -> list[bytes | memoryview]:
-    first = _HEADER + _varint(len(group.header)) + group.header + _delivery(group) if group else b""
-    before = first + _PAYLOAD + _varint(len(piece))
-    return [_PARTS, _varint(len(before) + len(piece)), before, piece]
+def _part(tag: bytes, fields: bytes, piece: memoryview) -> list[bytes | memoryview]:
+    before = fields + _PAYLOAD + _varint(len(piece))
+    return [tag, _varint(len(before) + len(piece)), before, piece]
 
 
-def _delivery(group: LeasedGroup) -> bytes:
-    message = group_pb2.Delivery(
-        source=SOURCES[group.source],
-        staleness=group.staleness,
-        times_sampled=group.times_sampled,
-        probability=1.0,  # recency is deterministic
-        redeliveries=group.redeliveries,
-    ).SerializeToString()
-    return _DELIVERY + _varint(len(message)) + message
+def _first_fields(group: LeasedGroup) -> bytes:
+    return _header_and_delivery(
+        group.header,
+        group_pb2.Delivery(
+            source=SOURCES[group.source],
+            staleness=group.staleness,
+            times_sampled=group.times_sampled,
+            probability=group.probability,
+            redeliveries=group.redeliveries,
+            importance_weight=group.importance_weight,
+        ),
+    )
+
+
+def _read_fields(group: ReadGroup) -> bytes:
+    delivery = group_pb2.Delivery(staleness=group.staleness, times_sampled=group.times_sampled)
+    return _header_and_delivery(group.header, delivery) + (b"" if group.payload_ref else _HEADER_ONLY)
+
+
+def _header_and_delivery(header: bytes, delivery: group_pb2.Delivery) -> bytes:
+    message = delivery.SerializeToString()
+    return _HEADER + _varint(len(header)) + header + _DELIVERY + _varint(len(message)) + message
 
 
 def _varint(value: int) -> bytes:

@@ -15,6 +15,9 @@ class IncomingGroup:
     policy_version_min: int
     policy_version_max: int
     reward_std: float
+    task: str
+    priority: float
+    """What the table's PrioritySource says, until a caller sets another."""
     header: bytes
     payload: bytes | None
     """None = not stored: the table will never deliver it."""
@@ -31,6 +34,20 @@ class LeasedGroup:
     staleness: int
     times_sampled: int
     redeliveries: int
+    probability: float
+    importance_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReadGroup:
+    """A group that was read without being taken."""
+
+    group_id: str
+    header: bytes
+    payload_ref: str
+    """Empty where no payload is kept."""
+    times_sampled: int
+    staleness: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,20 +16,20 @@ from groupreplay.errors import (
     error_from_reason,
 )
 from groupreplay.groups import now_ms
-from groupreplay.types import (
-    Fill,
-    GroupSource,
-    GroupState,
-    InsertOutcome,
-    InsertResult,
-    Policy,
-    Refill,
-    Table,
-    TableConfig,
-)
+from groupreplay.table_config import TableConfig
+from groupreplay.types import GroupFeedback, GroupSource, GroupState, InsertOutcome, InsertResult, Table
 from groupreplay_server.store.connection import text, translated_errors
+from groupreplay_server.store.fields import (
+    changed_fields,
+    config_from_fields,
+    config_to_fields,
+    counts,
+    feedback_records,
+    pairs,
+)
 from groupreplay_server.store.keys import RUNS, RunKeys, TableKeys
-from groupreplay_server.store.records import BatchNotReady, IncomingGroup, LeasedBatch, LeasedGroup
+from groupreplay_server.store.policy_store import PolicyStore
+from groupreplay_server.store.records import BatchNotReady, IncomingGroup, LeasedBatch, LeasedGroup, ReadGroup
 from groupreplay_server.store.scripts import call_script
 
 _GARBAGE_PAGE = 256
@@ -41,6 +41,7 @@ class RedisStore:
     def __init__(self, redis: Redis) -> None:
         """Use this client, which decodes nothing; the caller opens and closes it."""
         self._redis = redis
+        self.policies = PolicyStore(redis)
 
     async def ping(self) -> None:
         """Raise StoreUnavailableError unless Redis answers."""
@@ -56,10 +57,11 @@ class RedisStore:
             pipeline = self._redis.pipeline(transaction=True)
             pipeline.sadd(RUNS, run)
             pipeline.sadd(RunKeys(run).tables, table)
+            records = config_to_fields(config).items()
             created, found = await call_script(
-                self._redis, "create_table", keys.all(), _shared(keys), _config_to_fields(config), pipeline=pipeline
+                self._redis, "create_table", keys.all(), _shared(keys), records, pipeline=pipeline
             )
-        existing = _config_from_fields(_pairs(found))
+        existing = config_from_fields(pairs(found))
         if existing != config:
             differing = ", ".join(
                 f"{field.name} is {getattr(existing, field.name)!s}, not {getattr(config, field.name)!s}"
@@ -76,23 +78,36 @@ class RedisStore:
         keys = TableKeys(run, table)
         with translated_errors():
             reply = await call_script(self._redis, "describe_table", keys.all(), _shared(keys))
-        config, version, fresh, replay, leased, leases, state_pairs, counters, missing = reply
-        state = {name: int(value) for name, value in _pairs(state_pairs).items()}
+        config, version, fresh, replay, leased, leases, state_pairs, counters, missing, tasks = reply
+        state = pairs(state_pairs)
         return Table(
             run=run,
             table=table,
-            config=_config_from_fields(_pairs(config)),
+            config=config_from_fields(pairs(config)),
             fresh=fresh,
-            fresh_effective=state.get("fresh_effective", 0),
+            fresh_effective=int(state.get("fresh_effective", 0)),
             replay=replay,
             leased=leased,
             leases=leases,
-            payload_bytes=state.get("payload_bytes", 0),
+            payload_bytes=int(state.get("payload_bytes", 0)),
             policy_version=version,
-            last_insert_ms=state.get("last_insert_ms", 0),
+            last_insert_ms=int(state.get("last_insert_ms", 0)),
             missing=missing,
-            counters={name: int(value) for name, value in sorted(_pairs(counters).items())},
+            counters=counts(counters),
+            task_counters=counts(tasks),
         )
+
+    async def update_table(self, run: str, table: str, config: TableConfig) -> None:
+        """Change the limits of a table; what must not change is the caller's to check."""
+        keys = TableKeys(run, table)
+        with translated_errors():
+            await call_script(self._redis, "update_table", keys.all(), _shared(keys), changed_fields(config))
+
+    async def reset_table(self, run: str, table: str) -> int:
+        """Remove every group of a table; return how many."""
+        keys = TableKeys(run, table)
+        with translated_errors():
+            return int(await call_script(self._redis, "reset_table", keys.all(), _shared(keys)))
 
     async def list_tables(self, run: str = "") -> list[tuple[str, str]]:
         """Return (run, table) of every table, or of one run's."""
@@ -144,23 +159,51 @@ class RedisStore:
             )
         return [GroupState(state.decode()) for state in states]
 
-    async def read_payloads(self, run: str, table: str, groups: Sequence[LeasedGroup]) -> list[bytes]:
-        """Return the payloads of leased groups.
+    async def delete_groups(self, run: str, table: str, group_ids: Sequence[str]) -> int:
+        """Remove groups that are fresh or in replay; return how many were."""
+        keys = TableKeys(run, table)
+        records = [(group_id,) for group_id in group_ids]
+        with translated_errors():
+            return sum(await call_script(self._redis, "delete_groups", keys.all(), _shared(keys), records))
+
+    async def read_groups(self, run: str, table: str, group_ids: Sequence[str]) -> list[ReadGroup]:
+        """Return the groups that the table holds, without taking them."""
+        keys = TableKeys(run, table)
+        records = [(group_id,) for group_id in group_ids]
+        with translated_errors():
+            replies = await call_script(self._redis, "read_groups", keys.all(), _shared(keys), records)
+        return [
+            ReadGroup(group_id, reply[1], reply[2].decode(), reply[3], reply[4])
+            for group_id, reply in zip(group_ids, replies, strict=True)
+            if len(reply) > 1
+        ]
+
+    async def update_priorities(self, run: str, table: str, feedback: Sequence[GroupFeedback]) -> list[str]:
+        """Take note of what callers found out about groups; return the ids that the table does not hold."""
+        keys = TableKeys(run, table)
+        records = feedback_records(feedback)
+        with translated_errors():
+            found = await call_script(self._redis, "update_priorities", keys.all(), _shared(keys), records)
+        return [item.group_id for item, known in zip(feedback, found, strict=True) if not known]
+
+    async def read_payloads(self, run: str, table: str, groups: Sequence[LeasedGroup | ReadGroup]) -> list[bytes]:
+        """Return the payloads of groups, empty where none is kept.
 
         Raises:
             PayloadLostError: the store has no payload that the index names.
         """
         keys = TableKeys(run, table)
-        names = [keys.payload(f"{group.group_id}/{group.payload_ref}") for group in groups]
+        kept = {g.group_id: keys.payload(f"{g.group_id}/{g.payload_ref}") for g in groups if g.payload_ref}
         with translated_errors():
-            payloads = await self._redis.mget(names)
-        lost = [group.group_id for group, payload in zip(groups, payloads, strict=True) if payload is None]
+            payloads = await self._redis.mget(list(kept.values())) if kept else []
+        found = dict(zip(kept, payloads, strict=True))
+        lost = [group_id for group_id, payload in found.items() if payload is None]
         if lost:
             raise PayloadLostError(
                 f"table {keys.topic}: the payload of {len(lost)} groups is gone from Redis, the first is {lost[0]}; "
                 "Redis must run with maxmemory-policy noeviction, and nobody else may delete its keys"
             )
-        return cast(list[bytes], payloads)
+        return [cast(bytes, found.get(group.group_id, b"")) for group in groups]
 
     # Batches and leases
 
@@ -178,47 +221,52 @@ class RedisStore:
     ) -> LeasedBatch | BatchNotReady:
         """Lease the next batch, or say what is missing and let admission know that this call waits for wait_ms."""
         keys = TableKeys(run, table)
-        now = now_ms()
+        shared = _shared(keys)
+        values = {
+            **shared,
+            "lease_id": lease_id,
+            "batch_size": batch_size,
+            "deadline_ms": shared["now_ms"] + lease_ms,
+            "holder": holder,
+            "wait_until_ms": shared["now_ms"] + wait_ms,
+            "call_id": call_id,
+        }
         with translated_errors():
-            reply = await call_script(
-                self._redis,
-                "take_batch",
-                keys.all(),
-                {
-                    "now_ms": now,
-                    "topic": keys.topic,
-                    "lease_id": lease_id,
-                    "batch_size": batch_size,
-                    "deadline_ms": now + lease_ms,
-                    "holder": holder,
-                    "wait_until_ms": now + wait_ms,
-                    "call_id": call_id,
-                },
-            )
-        if reply[0] == 0:
-            return BatchNotReady(*reply[1:])
-        deadline_ms, policy_version, slots, fresh, fresh_effective, groups = reply[1:]
-        return LeasedBatch(
-            lease_id=lease_id,
-            deadline_ms=deadline_ms,
-            policy_version=policy_version,
-            batch_size=slots,
-            fresh=fresh,
-            fresh_effective=fresh_effective,
-            groups=tuple(_leased_group(group) for group in groups),
-        )
+            return _batch(lease_id, await call_script(self._redis, "take_batch", keys.all(), values))
+
+    async def draw_sample(
+        self, run: str, table: str, *, lease_id: str, batch_size: int, lease_ms: int, holder: str
+    ) -> LeasedBatch | BatchNotReady:
+        """Lease a draw of replay groups, or say how many are there."""
+        keys = TableKeys(run, table)
+        shared = _shared(keys)
+        values = {
+            **shared,
+            "lease_id": lease_id,
+            "batch_size": batch_size,
+            "deadline_ms": shared["now_ms"] + lease_ms,
+            "holder": holder,
+        }
+        with translated_errors():
+            return _batch(lease_id, await call_script(self._redis, "draw_sample", keys.all(), values))
 
     async def stop_waiting(self, run: str, table: str, call_id: str) -> None:
         """Forget that a NextBatch call waits."""
         with translated_errors():
             await self._redis.hdel(TableKeys(run, table).key("waiting"), call_id)
 
-    async def commit_lease(self, run: str, table: str, *, lease_id: str, step: int) -> bool:
+    async def commit_lease(
+        self, run: str, table: str, *, lease_id: str, step: int, feedback: Iterable[GroupFeedback] = ()
+    ) -> bool:
         """End a lease after training; return True if this very commit was made before."""
         keys = TableKeys(run, table)
         with translated_errors():
             repeated = await call_script(
-                self._redis, "commit_lease", keys.all(), {**_shared(keys), "lease_id": lease_id, "step": step}
+                self._redis,
+                "commit_lease",
+                keys.all(),
+                {**_shared(keys), "lease_id": lease_id, "step": step},
+                feedback_records(feedback),
             )
         return bool(repeated)
 
@@ -252,33 +300,6 @@ class RedisStore:
             granted, next_end_ms = await call_script(self._redis, "request_admission", keys.all(), values)
         return granted, next_end_ms
 
-    # Policy clocks
-
-    async def advance_policy(self, policy: Policy) -> Policy:
-        """Move a run's policy clock forward; return where it stands."""
-        with translated_errors():
-            reply = await call_script(
-                self._redis,
-                "advance_policy",
-                [RunKeys(policy.run).policy],
-                {
-                    "now_ms": now_ms(),
-                    "run": policy.run,
-                    "version": policy.version,
-                    "weights_uri": policy.weights_uri,
-                    "weights_sha256": policy.weights_sha256,
-                },
-            )
-        return _policy_from_fields(policy.run, _pairs(reply))
-
-    async def get_policy(self, run: str) -> Policy:
-        """Return where a run's policy clock stands."""
-        with translated_errors():
-            found = await self._redis.hgetall(RunKeys(run).policy)
-        if not found:
-            raise UnknownRunError(f"there is no run {run}; creating its first table makes it")
-        return _policy_from_fields(run, {text(name): text(value) for name, value in found.items()})
-
     # Payloads that no group needs
 
     async def collect_garbage(self, run: str, table: str) -> int:
@@ -299,41 +320,8 @@ class RedisStore:
                 await self._redis.unlink(*names)
 
 
-def _shared(keys: TableKeys) -> dict[str, str | int]:
-    return {"now_ms": now_ms(), "topic": keys.topic}
-
-
-def _pairs(flat: Sequence[bytes]) -> dict[str, str]:
-    texts = [value.decode() for value in flat]
-    return dict(zip(texts[::2], texts[1::2], strict=True))
-
-
-def _config_to_fields(config: TableConfig) -> list[tuple[str, str]]:
-    values = ((field.name, getattr(config, field.name)) for field in fields(TableConfig))
-    return [
-        (name, str(int(value) if isinstance(value, bool) else value)) for name, value in values if value is not None
-    ]
-
-
-def _config_from_fields(found: dict[str, str]) -> TableConfig:
-    readers: dict[str, Any] = {
-        "fill": Fill,
-        "refill": Refill,
-        "min_reward_std": float,
-        "allow_repeated_prompts": lambda text: text == "1",
-        "keep_ineffective_payload": lambda text: text == "1",
-    }
-    return TableConfig(**{name: readers.get(name, int)(text) for name, text in found.items()})
-
-
-def _policy_from_fields(run: str, found: dict[str, str]) -> Policy:
-    return Policy(
-        run=run,
-        version=int(found["version"]),
-        weights_uri=found.get("weights_uri", ""),
-        weights_sha256=found.get("weights_sha256", ""),
-        published_at_ms=int(found.get("published_at_ms", 0)),
-    )
+def _shared(keys: TableKeys) -> dict[str, Any]:
+    return {"now_ms": now_ms(), "topic": keys.topic, "seed": secrets.token_hex(16)}
 
 
 def _insert_record(group: IncomingGroup, payload_ref: str) -> tuple[str | bytes | int | float, ...]:
@@ -347,6 +335,8 @@ def _insert_record(group: IncomingGroup, payload_ref: str) -> tuple[str | bytes 
         payload_ref,
         group.prompt_id,
         group.producer_id,
+        group.task,
+        group.priority,
     )
 
 
@@ -359,8 +349,23 @@ def _insert_result(group: IncomingGroup, reply: str) -> InsertResult:
     )
 
 
+def _batch(lease_id: str, reply: Sequence[Any]) -> LeasedBatch | BatchNotReady:
+    if reply[0] == 0:
+        return BatchNotReady(*reply[1:])
+    deadline_ms, policy_version, slots, fresh, fresh_effective, groups = reply[1:]
+    return LeasedBatch(
+        lease_id=lease_id,
+        deadline_ms=deadline_ms,
+        policy_version=policy_version,
+        batch_size=slots,
+        fresh=fresh,
+        fresh_effective=fresh_effective,
+        groups=tuple(_leased_group(group) for group in groups),
+    )
+
+
 def _leased_group(reply: Sequence[Any]) -> LeasedGroup:
-    header, group_id, payload_ref, is_replay, staleness, times_sampled, redeliveries = reply
+    header, group_id, payload_ref, is_replay, staleness, times_sampled, redeliveries, probability, importance = reply
     return LeasedGroup(
         group_id=group_id.decode(),
         header=header,
@@ -369,4 +374,6 @@ def _leased_group(reply: Sequence[Any]) -> LeasedGroup:
         staleness=staleness,
         times_sampled=times_sampled,
         redeliveries=redeliveries,
+        probability=float(probability),
+        importance_weight=float(importance),
     )

@@ -20,9 +20,11 @@ Value = str | bytes | int | float
 
 _PARAMETER = re.compile(r"^local (\w+) = (?:tonumber\()?ARGV\[(\d+)\]", re.MULTILINE)
 _REPEATED = re.compile(r"^-- repeated: (.+)$", re.MULTILINE)
-_SHARED = ("now_ms", "topic")
-_RUN_SCRIPTS = frozenset({"advance_policy"})
-"""Scripts over a run rather than a table: they stand alone, without the prelude."""
+_SHARED = ("now_ms", "topic", "seed")
+_SHARED_FILES = ("prelude", "replay", "leases")
+"""What stands before every script over a table, in this order."""
+RUN_SCRIPTS = frozenset({"advance_policy", "rewind_policy", "set_quota"})
+"""Scripts over a run rather than a table: they stand alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +55,15 @@ class Script:
 
 @cache
 def load_script(name: str) -> Script:
-    """Return the script lua/<name>.lua, with the prelude before it."""
+    """Return the script lua/<name>.lua, with what it shares before it."""
     folder = files("groupreplay_server.store").joinpath("lua")
     own = folder.joinpath(f"{name}.lua").read_text()
     found = sorted((int(position), parameter) for parameter, position in _PARAMETER.findall(own))
-    if name in _RUN_SCRIPTS:
+    if name in RUN_SCRIPTS:
         source = own
         parameters = tuple(parameter for _, parameter in found)
     else:
-        source = folder.joinpath("prelude.lua").read_text() + own
+        source = "".join(folder.joinpath(f"{file}.lua").read_text() for file in _SHARED_FILES) + own
         parameters = _SHARED + tuple(parameter for _, parameter in found)
     repeated = _REPEATED.search(own)
     return Script(
@@ -76,7 +78,7 @@ def load_script(name: str) -> Script:
 def script_names() -> list[str]:
     """Return the names of all scripts."""
     folder = files("groupreplay_server.store").joinpath("lua")
-    return sorted(entry.name.removesuffix(".lua") for entry in folder.iterdir() if entry.name != "prelude.lua")
+    return sorted({entry.name.removesuffix(".lua") for entry in folder.iterdir()} - set(_SHARED_FILES))
 
 
 async def call_script(

@@ -63,6 +63,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Made by the client: the call did not end within its timeout."""
     INTERNAL: _ErrorReason.ValueType  # 20
     """A fault of the service. Its log has the details."""
+    QUOTA_EXCEEDED: _ErrorReason.ValueType  # 22
+    """21 is DURABILITY_NOT_REACHED, which comes with acknowledged durability.
+    The run's tables hold as much as its quota allows. Retryable.
+    """
+    RATE_LIMITED: _ErrorReason.ValueType  # 23
+    """The table's rate limit holds inserts back until more was sampled. Retryable."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. Sent by name in the trailing metadata key
@@ -111,4 +117,10 @@ DEADLINE_EXCEEDED: ErrorReason.ValueType  # 19
 """Made by the client: the call did not end within its timeout."""
 INTERNAL: ErrorReason.ValueType  # 20
 """A fault of the service. Its log has the details."""
+QUOTA_EXCEEDED: ErrorReason.ValueType  # 22
+"""21 is DURABILITY_NOT_REACHED, which comes with acknowledged durability.
+The run's tables hold as much as its quota allows. Retryable.
+"""
+RATE_LIMITED: ErrorReason.ValueType  # 23
+"""The table's rate limit holds inserts back until more was sampled. Retryable."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

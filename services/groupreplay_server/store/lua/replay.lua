@@ -1,0 +1,324 @@
+-- Put after prelude.lua: the replay groups of a table. They join at commit (or at insert, where the table only
+-- samples), stand in one index for each order that the table's sampler and remover go by, and leave.
+--
+-- The clock draws proportionally to weight: an item of weight w arrives as in a Poisson process of rate w, next at
+-- now + E/w. The first arrivals after now are a draw of distinct items by successive sampling; whatever is drawn or
+-- passed over is armed anew from the time of the last one drawn, so no draw depends on those before.
+-- Recency costs no rewriting: in rate = weight * decay^(reference - version) the current version cancels out.
+local MOST_TIME_UNITS = 4294967296 -- mean arrivals since time 0, beyond which doubles lose too much of now + E/w
+local MOST_RATE = 1e200
+
+local orders = {
+  arrival = limits.sampler == 'fifo' or limits.sampler == 'lifo' or limits.remover == 'fifo'
+    or limits.remover == 'lifo',
+  priority = limits.sampler == 'max_priority' or limits.remover == 'lowest_priority',
+  divergence = limits.sampler == 'min_divergence',
+  clock = limits.sampler == 'prioritized' or limits.sampler == 'uniform',
+}
+local decays = limits.sampler == 'prioritized' and limits.recency_decay < 1
+
+local function read_mark(id)
+  local packed = redis.call('HGET', marks, id)
+  local fields = packed and cmsgpack.unpack(packed) or {}
+  return { priority = fields[1] or nil, kl = fields[2] or nil, ess = fields[3] or nil }
+end
+
+-- Take note of what a caller found out about a group; '' leaves what was known.
+local function set_mark(id, new_priority, kl, ess)
+  local mark = read_mark(id)
+  redis.call('HSET', marks, id, cmsgpack.pack({
+    tonumber(new_priority) or mark.priority or false, tonumber(kl) or mark.kl or false,
+    tonumber(ess) or mark.ess or false,
+  }))
+end
+
+-- Weight of a group without its recency.
+local function weigh(id, fact)
+  if limits.sampler == 'uniform' then
+    return 1
+  end
+  local mark = read_mark(id)
+  local weight = (mark.priority or fact.priority) ^ limits.alpha
+  if limits.use_decay < 1 then
+    weight = weight * limits.use_decay ^ tonumber(redis.call('HGET', uses, id) or 0)
+  end
+  if limits.ess_alpha > 0 then
+    weight = weight * (mark.ess or 1) ^ limits.ess_alpha
+  end
+  return weight * math.exp(-limits.kl_decay * (mark.kl or 0))
+end
+
+-- The clock of this call: read when first needed, written when changed.
+local pulse
+local function read_pulse()
+  if not pulse then
+    local values = redis.call('HMGET', state, 'clock_now', 'clock_reference')
+    if not values[1] then
+      values = { 0, version }
+      redis.call('HSET', state, 'clock_now', 0, 'clock_reference', version)
+    end
+    pulse = { now = tonumber(values[1]), reference = tonumber(values[2]) }
+  end
+  return pulse
+end
+
+local function write_pulse()
+  redis.call('HSET', state, 'clock_now', pulse.now, 'clock_reference', pulse.reference)
+end
+
+local function relative_recency(version_min)
+  return decays and limits.recency_decay ^ (read_pulse().reference - version_min) or 1
+end
+
+local function shift_sum(version_min, weight, groups)
+  local key = decays and version_min or 0
+  if redis.call('HINCRBY', sums, 'n:' .. key, groups) <= 0 then
+    redis.call('HDEL', sums, 'n:' .. key, 'w:' .. key)
+  else
+    redis.call('HSET', sums, 'w:' .. key, tonumber(redis.call('HGET', sums, 'w:' .. key) or 0) + weight)
+  end
+end
+
+-- Sum of the rates of all replay groups.
+local function total_rate()
+  local total, flat = 0, redis.call('HGETALL', sums)
+  for i = 1, #flat, 2 do
+    local version_min = string.match(flat[i], '^w:(.*)')
+    if version_min then
+      total = total + tonumber(flat[i + 1]) * relative_recency(tonumber(version_min))
+    end
+  end
+  return total
+end
+
+-- Give a group its next sampling time, by its weight as it is now.
+local function arm(id, fact)
+  local weight, before = weigh(id, fact), redis.call('HGET', weights, id)
+  shift_sum(fact.version_min, weight - tonumber(before or 0), before and 0 or 1)
+  redis.call('HSET', weights, id, weight)
+  local rate = weight * relative_recency(fact.version_min)
+  redis.call('ZADD', clock, rate > 0 and read_pulse().now + exponential() / rate or 'inf', id)
+end
+
+-- Move time 0 to now, and the reference version to the current one. Takes time for every group, so it is done only
+-- when the arrivals so far, or the growth of rates, would cost precision.
+local function rebase()
+  local factor = decays and limits.recency_decay ^ (read_pulse().reference - version) or 1
+  local members = redis.call('ZRANGE', clock, 0, -1, 'WITHSCORES')
+  for i = 1, #members, 2 do
+    local score = tonumber(members[i + 1])
+    redis.call('ZADD', clock, math.max(score - pulse.now, 0) * factor, members[i])
+  end
+  pulse.now, pulse.reference = 0, version
+  write_pulse()
+end
+
+local function join_replay(id, fact)
+  redis.call('ZADD', recency, fact.version_min * 4294967296 + fact.sequence, id)
+  redis.call('HINCRBY', state, 'replay_bytes', fact.bytes)
+  if orders.arrival then
+    redis.call('ZADD', arrival, fact.sequence, id)
+  end
+  if orders.priority then
+    redis.call('ZADD', priority, read_mark(id).priority or fact.priority, id)
+  end
+  if orders.divergence then
+    redis.call('ZADD', divergence, read_mark(id).kl or 0, id)
+  end
+  if orders.clock then
+    arm(id, fact)
+  end
+end
+
+local function leave_replay(id, fact)
+  if redis.call('ZREM', recency, id) == 0 then
+    return
+  end
+  redis.call('HINCRBY', state, 'replay_bytes', 0 - fact.bytes)
+  redis.call('ZREM', arrival, id)
+  redis.call('ZREM', priority, id)
+  redis.call('ZREM', divergence, id)
+  local weight = redis.call('HGET', weights, id)
+  if weight then
+    redis.call('ZREM', clock, id)
+    redis.call('HDEL', weights, id)
+    shift_sum(fact.version_min, -tonumber(weight), -1)
+  end
+end
+
+-- What a group's place depends on has changed: its uses or its marks.
+local function place_anew(id, fact)
+  if redis.call('ZSCORE', recency, id) then
+    if orders.priority then
+      redis.call('ZADD', priority, read_mark(id).priority or fact.priority, id)
+    end
+    if orders.divergence then
+      redis.call('ZADD', divergence, read_mark(id).kl or 0, id)
+    end
+    if orders.clock then
+      arm(id, fact)
+    end
+  end
+end
+
+-- Forget a group that no index and no lease names any more.
+local function erase(id, fact)
+  redis.call('HDEL', headers, id)
+  redis.call('HDEL', facts, id)
+  redis.call('HDEL', marks, id)
+  redis.call('HDEL', uses, id)
+  redis.call('HDEL', returns, id)
+  redis.call('HINCRBY', state, 'payload_bytes', 0 - fact.bytes) -- not -0, which is no integer to Redis
+  redis.call('HINCRBY', usage, 'bytes', 0 - fact.bytes)
+  redis.call('HINCRBY', usage, 'groups', -1)
+  if fact.payload_ref ~= '' then
+    redis.call('ZADD', garbage, now_ms, id .. '/' .. fact.payload_ref)
+  end
+end
+
+-- A group leaves for good; its data stays while a lease still holds it.
+local function discard(id, fact, reason)
+  if redis.call('ZREM', fresh, id) == 1 then
+    if fact.effective then
+      redis.call('HINCRBY', state, 'fresh_effective', -1)
+    end
+  else
+    leave_replay(id, fact)
+  end
+  redis.call('ZREM', born, id)
+  count('gone_' .. reason, 1)
+  count_task('gone_' .. reason, fact.task)
+  redis.call('ZADD', seen, now_ms, id)
+  if not redis.call('HGET', pins, id) then
+    erase(id, fact)
+  end
+end
+
+local function unpin(id, fact)
+  if redis.call('HINCRBY', pins, id, -1) <= 0 then
+    redis.call('HDEL', pins, id)
+    if not redis.call('ZSCORE', recency, id) then
+      erase(id, fact)
+    end
+  end
+end
+
+-- The group that the remover takes next; nil where replay is empty.
+local function next_to_leave()
+  if limits.remover == 'fifo' then
+    return redis.call('ZRANGE', arrival, 0, 0)[1]
+  elseif limits.remover == 'lifo' then
+    return redis.call('ZRANGE', arrival, 0, 0, 'REV')[1]
+  elseif limits.remover == 'lowest_priority' then
+    return redis.call('ZRANGE', priority, 0, 0)[1]
+  end
+  return redis.call('ZRANGE', recency, 0, 0)[1]
+end
+
+local function evict()
+  local id = next_to_leave()
+  if id then
+    discard(id, read_fact(id), 'evicted')
+  end
+  return id ~= nil
+end
+
+-- Join replay, after making room for it. Room first, or a lifo remover would always take the newcomer.
+local function join_with_room(id, fact)
+  while redis.call('ZCARD', recency) >= limits.replay_capacity and evict() do
+  end
+  join_replay(id, fact)
+end
+
+-- A page of replay groups in the sampler's order, from offset start: {ids, sampling times or nil}.
+local function page_of_replay(start)
+  local last = start + PAGE - 1
+  if orders.clock then
+    local flat, ids, times = redis.call('ZRANGE', clock, start, last, 'WITHSCORES'), {}, {}
+    for i = 1, #flat, 2 do
+      ids[#ids + 1], times[#times + 1] = flat[i], tonumber(flat[i + 1])
+    end
+    return ids, times
+  elseif limits.sampler == 'fifo' then
+    return redis.call('ZRANGE', arrival, start, last)
+  elseif limits.sampler == 'lifo' then
+    return redis.call('ZRANGE', arrival, start, last, 'REV')
+  elseif limits.sampler == 'max_priority' then
+    return redis.call('ZRANGE', priority, start, last, 'REV')
+  elseif limits.sampler == 'min_divergence' then
+    return redis.call('ZRANGE', divergence, start, last)
+  end
+  local newest = (version - limits.min_staleness + 1) * 4294967296
+  return redis.call('ZRANGE', recency, '(' .. string.format('%.0f', newest), '-inf', 'BYSCORE', 'REV', 'LIMIT', start,
+    PAGE)
+end
+
+local function is_drawable(id, fact, used)
+  if is_stale(fact) or staleness(fact) < limits.min_staleness then
+    return false
+  end
+  if limits.max_times_sampled and used >= limits.max_times_sampled then
+    return false
+  end
+  return limits.max_kl == nil or (read_mark(id).kl or 0) <= limits.max_kl
+end
+
+-- Draw at most `slots` replay groups, each at most once, and only where accept(id, fact). Stale ones met on the way
+-- leave, under staleness_rule drop or wait. Returns a list of {id, fact, probability}.
+local function draw_replay(slots, accept)
+  local drawn, passed, stale = {}, {}, {}
+  local start, most, exhausted = 0, math.max(4096, 16 * slots), false
+  local last_time, passed_in_time
+  local total = orders.clock and slots > 0 and total_rate() or 0
+  while #drawn < slots and start < most and not exhausted do
+    local ids, times = page_of_replay(start)
+    exhausted = #ids < PAGE
+    start = start + #ids
+    local used = #ids > 0 and redis.call('HMGET', uses, unpack(ids))
+    for i, fact in ipairs(read_facts(ids)) do
+      local id = ids[i]
+      if #drawn == slots or (times and times[i] == math.huge) then
+        exhausted = true
+        break
+      elseif is_drawable(id, fact, tonumber(used[i] or 0)) and accept(id, fact) then
+        local probability = 1
+        if times then
+          last_time, passed_in_time = times[i], #passed
+          probability = tonumber(redis.call('HGET', weights, id)) * relative_recency(fact.version_min) / total
+        end
+        drawn[#drawn + 1] = { id = id, fact = fact, probability = math.min(probability, 1) }
+      elseif is_stale(fact) and limits.staleness_rule ~= 'withhold' then
+        stale[#stale + 1] = { id, fact }
+      else
+        passed[#passed + 1] = { id, fact }
+      end
+    end
+  end
+  if last_time then
+    pulse.now = last_time
+    if pulse.now * total > MOST_TIME_UNITS or relative_recency(version) > MOST_RATE then
+      rebase()
+    end
+    write_pulse()
+    for i = 1, passed_in_time do
+      arm(passed[i][1], passed[i][2])
+    end
+  end
+  for _, found in ipairs(stale) do
+    discard(found[1], found[2], 'stale')
+  end
+  return drawn
+end
+
+-- (N * probability)^-beta, over the largest in the batch: what undoes the bias of the draw. 1 for all where beta is 0.
+local function importance_weights(drawn, groups)
+  local found, largest = {}, 0
+  for i, item in ipairs(drawn) do
+    found[i] = orders.clock and (groups * item.probability) ^ -limits.importance_beta or 1
+    largest = math.max(largest, found[i])
+  end
+  for i = 1, #found do
+    found[i] = found[i] / largest
+  end
+  return found
+end
