@@ -49,6 +49,14 @@ class Refill(StrEnum):
     RECENCY = "recency"
 
 
+class Durability(StrEnum):
+    """What an acknowledged change has reached: Redis, its append-only file on disk, or replicas of it as well."""
+
+    MEMORY = "memory"
+    AOF = "aof"
+    REPLICAS = "replicas"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveredGroup:
     """A group in a batch, and how it came there."""

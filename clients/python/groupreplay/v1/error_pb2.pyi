@@ -63,6 +63,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Made by the client: the call did not end within its timeout."""
     INTERNAL: _ErrorReason.ValueType  # 20
     """A fault of the service. Its log has the details."""
+    DURABILITY_NOT_REACHED: _ErrorReason.ValueType  # 21
+    """The change is made, but not yet as durable as was asked. Retryable: the same call waits for that again."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. Sent by name in the trailing metadata key
@@ -111,4 +113,6 @@ DEADLINE_EXCEEDED: ErrorReason.ValueType  # 19
 """Made by the client: the call did not end within its timeout."""
 INTERNAL: ErrorReason.ValueType  # 20
 """A fault of the service. Its log has the details."""
+DURABILITY_NOT_REACHED: ErrorReason.ValueType  # 21
+"""The change is made, but not yet as durable as was asked. Retryable: the same call waits for that again."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
