@@ -10,6 +10,8 @@ PREFIX = "gr1"
 """Names the key layout; a new layout takes a new prefix."""
 RUNS = f"{PREFIX}:runs"
 """set of run names"""
+SWEEPER = f"{PREFIX}:sweeper"
+"""string: the server that sweeps orphans, with an expiry"""
 WAKE_CHANNEL = f"{PREFIX}:wake"
 """pub/sub channel, messages `run/table fresh N`, `run/table demand N`, `run policy N`"""
 
@@ -52,6 +54,11 @@ class RunKeys:
         """set of table names"""
         return f"{PREFIX}:{{{self.run}}}:tables"
 
+    @property
+    def barrier(self) -> str:
+        """string: written before a wait for durability, so that it waits for something"""
+        return f"{PREFIX}:{{{self.run}}}:barrier"
+
 
 @dataclass(frozen=True, slots=True)
 class TableKeys:
@@ -78,9 +85,14 @@ class TableKeys:
         return f"{PREFIX}:payload:{self.run}/{self.table}/{member}"
 
 
+def barrier_beside(key: str) -> str:
+    """Return the barrier of the run that an index key belongs to; both are in one slot."""
+    return RunKeys(key[key.index("{") + 1 : key.index("}")]).barrier
+
+
 def is_declared(key: str) -> bool:
     """Return whether key is one that this module can make."""
-    if key == RUNS:
+    if key in {RUNS, SWEEPER}:
         return True
     head, _, rest = key.partition(":")
     if head != PREFIX:
@@ -90,5 +102,5 @@ def is_declared(key: str) -> bool:
     parts = rest.split(":")
     tagged = parts[0].startswith("{") and parts[0].endswith("}")
     if len(parts) == 2:
-        return tagged and parts[1] in {"policy", "tables"}
+        return tagged and parts[1] in {"policy", "tables", "barrier"}
     return tagged and len(parts) == 3 and parts[2] in _TABLE_KEYS

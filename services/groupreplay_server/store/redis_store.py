@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any, cast
 
-from redis.asyncio import Redis
-
 from groupreplay.errors import (
+    DurabilityNotReachedError,
     GroupReplayError,
     PayloadLostError,
     StoreUnavailableError,
@@ -17,6 +16,7 @@ from groupreplay.errors import (
 )
 from groupreplay.groups import now_ms
 from groupreplay.types import (
+    Durability,
     Fill,
     GroupSource,
     GroupState,
@@ -27,6 +27,7 @@ from groupreplay.types import (
     Table,
     TableConfig,
 )
+from groupreplay_server.store.backend import Backend
 from groupreplay_server.store.connection import text, translated_errors
 from groupreplay_server.store.keys import RUNS, RunKeys, TableKeys
 from groupreplay_server.store.records import BatchNotReady, IncomingGroup, LeasedBatch, LeasedGroup
@@ -38,8 +39,8 @@ _GARBAGE_PAGE = 256
 class RedisStore:
     """All that is kept, by use case. Redis errors come out as GroupReplayError."""
 
-    def __init__(self, redis: Redis) -> None:
-        """Use this client, which decodes nothing; the caller opens and closes it."""
+    def __init__(self, redis: Backend) -> None:
+        """Use this Redis, which the caller opens and closes."""
         self._redis = redis
 
     async def ping(self) -> None:
@@ -53,11 +54,10 @@ class RedisStore:
         """Make a table, and its run's policy clock; return False if it was there with the same configuration."""
         keys = TableKeys(run, table)
         with translated_errors():
-            pipeline = self._redis.pipeline(transaction=True)
-            pipeline.sadd(RUNS, run)
-            pipeline.sadd(RunKeys(run).tables, table)
+            await self._redis.sadd(RUNS, run)  # in a slot of its own
+            await self._redis.sadd(RunKeys(run).tables, table)
             created, found = await call_script(
-                self._redis, "create_table", keys.all(), _shared(keys), _config_to_fields(config), pipeline=pipeline
+                self._redis, "create_table", keys.all(), _shared(keys), _config_to_fields(config)
             )
         existing = _config_from_fields(_pairs(found))
         if existing != config:
@@ -108,23 +108,35 @@ class RedisStore:
 
     # Groups
 
-    async def insert_groups(self, run: str, table: str, groups: Sequence[IncomingGroup]) -> list[InsertResult]:
-        """Store groups as fresh, in order; each is inserted, found to be a duplicate, or refused with its reason."""
+    async def insert_groups(
+        self, run: str, table: str, groups: Sequence[IncomingGroup], durability: Durability = Durability.MEMORY
+    ) -> list[InsertResult]:
+        """Store groups as fresh, in order; each is inserted, found to be a duplicate, or refused with its reason.
+
+        Raises:
+            DurabilityNotReachedError: they may be stored; the same call finds duplicates, and waits for them.
+        """
         keys = TableKeys(run, table)
         refs = [secrets.token_hex(8) if group.payload is not None else "" for group in groups]
         payload_keys = [keys.payload(f"{group.group_id}/{ref}") for group, ref in zip(groups, refs, strict=True)]
         try:
             with translated_errors():
-                pipeline = self._redis.pipeline(transaction=True)  # or the index may name what Redis did not take
-                for group, payload_key in zip(groups, payload_keys, strict=True):
-                    if group.payload is not None:
-                        pipeline.set(payload_key, group.payload)
                 records = [_insert_record(group, ref) for group, ref in zip(groups, refs, strict=True)]
                 replies = await call_script(
-                    self._redis, "insert_groups", keys.all(), _shared(keys), records, pipeline=pipeline
+                    self._redis,
+                    "insert_groups",
+                    keys.all(),
+                    _shared(keys),
+                    records,
+                    payloads={
+                        key: group.payload
+                        for key, group in zip(payload_keys, groups, strict=True)
+                        if group.payload is not None
+                    },
+                    durability=durability,
                 )
         except GroupReplayError as error:
-            if not isinstance(error, StoreUnavailableError):  # then the index may name them
+            if not isinstance(error, StoreUnavailableError | DurabilityNotReachedError):  # then the index may name them
                 await self._unlink(key for key, ref in zip(payload_keys, refs, strict=True) if ref)
             raise
         results = [_insert_result(group, reply.decode()) for group, reply in zip(groups, replies, strict=True)]
@@ -153,7 +165,7 @@ class RedisStore:
         keys = TableKeys(run, table)
         names = [keys.payload(f"{group.group_id}/{group.payload_ref}") for group in groups]
         with translated_errors():
-            payloads = await self._redis.mget(names)
+            payloads = await self._redis.read_payloads(names)
         lost = [group.group_id for group, payload in zip(groups, payloads, strict=True) if payload is None]
         if lost:
             raise PayloadLostError(
@@ -213,12 +225,22 @@ class RedisStore:
         with translated_errors():
             await self._redis.hdel(TableKeys(run, table).key("waiting"), call_id)
 
-    async def commit_lease(self, run: str, table: str, *, lease_id: str, step: int) -> bool:
-        """End a lease after training; return True if this very commit was made before."""
+    async def commit_lease(
+        self, run: str, table: str, *, lease_id: str, step: int, durability: Durability = Durability.MEMORY
+    ) -> bool:
+        """End a lease after training; return True if this very commit was made before.
+
+        Raises:
+            DurabilityNotReachedError: it is committed; the same call waits for that to become durable.
+        """
         keys = TableKeys(run, table)
         with translated_errors():
             repeated = await call_script(
-                self._redis, "commit_lease", keys.all(), {**_shared(keys), "lease_id": lease_id, "step": step}
+                self._redis,
+                "commit_lease",
+                keys.all(),
+                {**_shared(keys), "lease_id": lease_id, "step": step},
+                durability=durability,
             )
         return bool(repeated)
 
@@ -287,16 +309,14 @@ class RedisStore:
         removed = 0
         with translated_errors():
             while members := await self._redis.zrange(keys.key("garbage"), 0, _GARBAGE_PAGE - 1):
-                await self._redis.unlink(*(keys.payload(text(member)) for member in members))
+                await self._redis.remove_payloads(keys.payload(text(member)) for member in members)
                 await self._redis.zrem(keys.key("garbage"), *members)
                 removed += len(members)
         return removed
 
     async def _unlink(self, payload_keys: Iterable[str]) -> None:
-        names = list(payload_keys)
-        if names:
-            with translated_errors():
-                await self._redis.unlink(*names)
+        with translated_errors():
+            await self._redis.remove_payloads(payload_keys)
 
 
 def _shared(keys: TableKeys) -> dict[str, str | int]:
