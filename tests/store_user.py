@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis
-from redis.asyncio import Redis
 
 from groupreplay.table_config import TableConfig
 from groupreplay.types import InsertOutcome, InsertResult, Policy, Table
+from groupreplay_server.store.backend import Backend
 from groupreplay_server.store.keys import TableKeys
 from groupreplay_server.store.records import BatchNotReady, IncomingGroup, LeasedBatch
 from groupreplay_server.store.redis_store import RedisStore
@@ -38,7 +38,7 @@ class StoreUser:
     """A store, its connection, and a plain connection to look with."""
 
     store: RedisStore
-    connection: Redis
+    connection: Backend
     redis: redis.Redis
     names: tuple[str, str] = ("run", "train")
 

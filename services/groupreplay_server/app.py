@@ -18,7 +18,9 @@ from groupreplay_server.janitor import Janitor
 from groupreplay_server.readiness import Readiness
 from groupreplay_server.service import ReplayService
 from groupreplay_server.settings import ServerSettings
+from groupreplay_server.store.address import RedisAccess, read_address
 from groupreplay_server.store.connection import listen, open_redis
+from groupreplay_server.store.durability import WaitLimits
 from groupreplay_server.store.keys import WAKE_CHANNEL
 from groupreplay_server.store.redis_store import RedisStore
 from groupreplay_server.wakeups import WakeUps
@@ -33,6 +35,7 @@ class RunningServer:
     grpc_address: str
     http_address: str
     redis_url: str
+    """Without the password."""
 
 
 async def serve(settings: ServerSettings) -> None:
@@ -55,8 +58,10 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         redis_url = settings.redis_url or await stack.enter_async_context(
             embedded_redis(settings.data_dir, appendfsync=settings.redis_appendfsync)
         )
-        store = RedisStore(await stack.enter_async_context(open_redis(redis_url)))
-        listener = await stack.enter_async_context(open_redis(redis_url, reply_timeout_s=None))
+        access, limits = _redis_settings(settings)
+        redis = await stack.enter_async_context(open_redis(redis_url, access=access, limits=limits))
+        listener = await stack.enter_async_context(open_redis(redis_url, access=access, reply_timeout_s=None))
+        store = RedisStore(redis)
         wakeups, janitor, readiness, metrics = WakeUps(), Janitor(store), Readiness(store), Metrics()
         service = ReplayService(store, wakeups, janitor)
         grpc_server = GrpcServer(GrpcApi(service, metrics))
@@ -73,7 +78,7 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         running = RunningServer(
             grpc_address=_with_port(settings.grpc_listen, grpc_port),
             http_address=_with_port(settings.http_listen, http_port),
-            redis_url=redis_url,
+            redis_url=read_address(redis_url).shown,
         )
         if settings.ready_file:
             _write_ready_file(settings.ready_file, running)
@@ -87,6 +92,13 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
             http_server.stop()
             for task in background:
                 task.cancel()
+
+
+def _redis_settings(settings: ServerSettings) -> tuple[RedisAccess, WaitLimits]:
+    try:
+        return settings.redis_access(), settings.wait_limits()
+    except ValueError as error:
+        raise OSError(f"the settings of Redis cannot be used: {error}") from error
 
 
 def _with_port(address: str, port: int) -> str:

@@ -1,10 +1,13 @@
 """Settings of the service: flags, or GROUPREPLAY_SERVE_* environment variables."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from cyclopts import Parameter
+
+from groupreplay_server.store.address import RedisAccess
+from groupreplay_server.store.durability import WaitLimits
 
 
 @Parameter(name="*")
@@ -16,8 +19,30 @@ class ServerSettings:
     """host:port for gRPC; port 0 takes a free one."""
     http_listen: str = "127.0.0.1:8080"
     """host:port for /healthz, /readyz and /metrics; port 0 takes a free one."""
-    redis_url: str = ""
-    """Redis to use: redis://, rediss:// or unix://. Empty = run a private one in data_dir."""
+    redis_url: str = field(default="", repr=False)
+    """Redis to use: redis://HOST:PORT/0 or unix://PATH; redis+sentinel://HOST:PORT,HOST:PORT/SERVICE-NAME for the
+    master behind Sentinels; redis+cluster://HOST:PORT,HOST:PORT for a Redis Cluster. rediss in place of redis = TLS.
+    Empty = run a private one in data_dir."""
+    redis_username: str = ""
+    """ACL user of Redis, where the URL names none."""
+    redis_password: str = field(default="", repr=False)
+    """Password of Redis, where the URL has none; better in the environment or in a file than in a flag."""
+    redis_password_file: Path | None = None
+    """File with the password of Redis, read at the start."""
+    redis_sentinel_username: str = ""
+    """ACL user of the Sentinels, which have users of their own."""
+    redis_sentinel_password_file: Path | None = None
+    """File with the password of the Sentinels, read at the start."""
+    redis_ca_file: Path | None = None
+    """Certificates (PEM) that Redis must be signed by under TLS. Default: the system's."""
+    redis_cert_file: Path | None = None
+    """Our certificate (PEM) under TLS, where Redis asks for one."""
+    redis_key_file: Path | None = None
+    """Private key (PEM) of our certificate."""
+    durability_min_replicas: int = 1
+    """Replicas that have a change of durability `replicas` before it is acknowledged."""
+    durability_wait_s: float = 5.0
+    """Seconds after which a change that is not as durable as asked is answered with DURABILITY_NOT_REACHED."""
     data_dir: Path = Path("groupreplay-data")
     """Folder of the private Redis: its append-only file and log."""
     redis_appendfsync: Literal["always", "everysec", "no"] = "everysec"
@@ -28,3 +53,30 @@ class ServerSettings:
     """Write the addresses as JSON to this file once the service answers."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe messages to log."""
+
+    def redis_access(self) -> RedisAccess:
+        """Return how to log in to Redis.
+
+        Raises:
+            OSError: a password file cannot be read.
+            ValueError: there are two passwords.
+        """
+        if self.redis_password and self.redis_password_file:
+            raise ValueError("there are a redis_password and a redis_password_file; keep one of them")
+        return RedisAccess(
+            username=self.redis_username,
+            password=self.redis_password or _read_password(self.redis_password_file),
+            sentinel_username=self.redis_sentinel_username,
+            sentinel_password=_read_password(self.redis_sentinel_password_file),
+            ca_file=self.redis_ca_file,
+            cert_file=self.redis_cert_file,
+            key_file=self.redis_key_file,
+        )
+
+    def wait_limits(self) -> WaitLimits:
+        """Return how long to wait for durability, and for how many replicas."""
+        return WaitLimits(min_replicas=self.durability_min_replicas, timeout_s=self.durability_wait_s)
+
+
+def _read_password(path: Path | None) -> str:
+    return path.read_text().rstrip("\r\n") if path else ""

@@ -5,6 +5,7 @@ from groupreplay.client import Client
 from groupreplay.errors import (
     BatchNotReadyError,
     CallDeadlineExceededError,
+    DurabilityNotReachedError,
     FuturePolicyVersionError,
     GroupReplayError,
     GroupTooLargeError,
@@ -29,6 +30,7 @@ from groupreplay.errors import (
 )
 from groupreplay.groups import FinishReason, Rollout, RolloutGroup
 from groupreplay.table_config import (
+    Durability,
     Fill,
     PrioritySource,
     RateLimit,
@@ -61,6 +63,8 @@ __all__ = [
     "CallDeadlineExceededError",
     "Client",
     "DeliveredGroup",
+    "Durability",
+    "DurabilityNotReachedError",
     "Fill",
     "FinishReason",
     "FuturePolicyVersionError",

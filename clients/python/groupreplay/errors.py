@@ -171,6 +171,15 @@ class StoreUnavailableError(GroupReplayError):
     retryable = True
 
 
+class DurabilityNotReachedError(GroupReplayError):
+    """The change is made, but not yet as durable as was asked; the same call again waits for that again."""
+
+    reason = "DURABILITY_NOT_REACHED"
+    grpc_code = grpc.StatusCode.UNAVAILABLE
+    http_status = 503
+    retryable = True
+
+
 class ShuttingDownError(GroupReplayError):
     """The service is draining."""
 

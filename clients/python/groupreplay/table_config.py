@@ -67,6 +67,14 @@ class StalenessRule(StrEnum):
     """They stay without being delivered."""
 
 
+class Durability(StrEnum):
+    """What an acknowledged change has reached: Redis, its append-only file on disk, or replicas of it as well."""
+
+    MEMORY = "memory"
+    AOF = "aof"
+    REPLICAS = "replicas"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimit:
     """How inserts and samples of a table hold each other back, as in Reverb.

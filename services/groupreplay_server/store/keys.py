@@ -10,10 +10,12 @@ PREFIX = "gr1"
 """Names the key layout; a new layout takes a new prefix."""
 RUNS = f"{PREFIX}:runs"
 """set of run names"""
+SWEEPER = f"{PREFIX}:sweeper"
+"""string: the server that sweeps orphans, with an expiry"""
 WAKE_CHANNEL = f"{PREFIX}:wake"
 """pub/sub channel, messages `run/table fresh N`, `run/table demand N`, `run policy N`"""
 
-_RUN_KEYS = ("policy", "tables", "labels", "quota", "usage")
+_RUN_KEYS = ("policy", "tables", "labels", "quota", "usage", "barrier")
 _TABLE_KEYS = (
     "config", "state", "counters", "tasks", "fresh", "recency", "arrival", "priority", "divergence", "clock", "weights",
     "sums", "born", "headers", "facts", "marks", "uses", "pins", "returns", "leased", "leases", "records", "ended",
@@ -46,6 +48,11 @@ class RunKeys:
         """hash: label of a policy -> its version"""
         return self.key("labels")
 
+    @property
+    def barrier(self) -> str:
+        """string: written before a wait for durability, so that it waits for something"""
+        return f"{PREFIX}:{{{self.run}}}:barrier"
+
 
 @dataclass(frozen=True, slots=True)
 class TableKeys:
@@ -73,9 +80,14 @@ class TableKeys:
         return f"{PREFIX}:payload:{self.run}/{self.table}/{member}"
 
 
+def barrier_beside(key: str) -> str:
+    """Return the barrier of the run that an index key belongs to; both are in one slot."""
+    return RunKeys(key[key.index("{") + 1 : key.index("}")]).barrier
+
+
 def is_declared(key: str) -> bool:
     """Return whether key is one that this module can make."""
-    if key == RUNS:
+    if key in {RUNS, SWEEPER}:
         return True
     head, _, rest = key.partition(":")
     if head != PREFIX:

@@ -1,10 +1,9 @@
 """What belongs to a run rather than to a table: its policy clock and its quota."""
 
-from redis.asyncio import Redis
-
 from groupreplay.errors import FuturePolicyVersionError, UnknownRunError
 from groupreplay.groups import now_ms
 from groupreplay.types import Policy, Quota
+from groupreplay_server.store.backend import Backend
 from groupreplay_server.store.connection import text, translated_errors
 from groupreplay_server.store.fields import pairs, policy_from_fields
 from groupreplay_server.store.keys import RunKeys
@@ -14,8 +13,8 @@ from groupreplay_server.store.scripts import Value, call_script
 class PolicyStore:
     """Policy clocks and quotas."""
 
-    def __init__(self, redis: Redis) -> None:
-        """Use this client, which decodes nothing; the caller opens and closes it."""
+    def __init__(self, redis: Backend) -> None:
+        """Use this Redis, which the caller opens and closes."""
         self._redis = redis
 
     async def advance(self, policy: Policy) -> Policy:

@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any, cast
 
-from redis.asyncio import Redis
-
 from groupreplay.errors import (
+    DurabilityNotReachedError,
     GroupReplayError,
     PayloadLostError,
     StoreUnavailableError,
@@ -16,8 +15,9 @@ from groupreplay.errors import (
     error_from_reason,
 )
 from groupreplay.groups import now_ms
-from groupreplay.table_config import TableConfig
+from groupreplay.table_config import Durability, TableConfig
 from groupreplay.types import GroupFeedback, GroupSource, GroupState, InsertOutcome, InsertResult, Table
+from groupreplay_server.store.backend import Backend
 from groupreplay_server.store.connection import text, translated_errors
 from groupreplay_server.store.fields import (
     changed_fields,
@@ -38,8 +38,8 @@ _GARBAGE_PAGE = 256
 class RedisStore:
     """All that is kept, by use case. Redis errors come out as GroupReplayError."""
 
-    def __init__(self, redis: Redis) -> None:
-        """Use this client, which decodes nothing; the caller opens and closes it."""
+    def __init__(self, redis: Backend) -> None:
+        """Use this Redis, which the caller opens and closes."""
         self._redis = redis
         self.policies = PolicyStore(redis)
 
@@ -54,12 +54,10 @@ class RedisStore:
         """Make a table, and its run's policy clock; return False if it was there with the same configuration."""
         keys = TableKeys(run, table)
         with translated_errors():
-            pipeline = self._redis.pipeline(transaction=True)
-            pipeline.sadd(RUNS, run)
-            pipeline.sadd(RunKeys(run).tables, table)
-            records = config_to_fields(config).items()
+            await self._redis.sadd(RUNS, run)  # in a slot of its own
+            await self._redis.sadd(RunKeys(run).tables, table)
             created, found = await call_script(
-                self._redis, "create_table", keys.all(), _shared(keys), records, pipeline=pipeline
+                self._redis, "create_table", keys.all(), _shared(keys), config_to_fields(config).items()
             )
         existing = config_from_fields(pairs(found))
         if existing != config:
@@ -123,23 +121,35 @@ class RedisStore:
 
     # Groups
 
-    async def insert_groups(self, run: str, table: str, groups: Sequence[IncomingGroup]) -> list[InsertResult]:
-        """Store groups as fresh, in order; each is inserted, found to be a duplicate, or refused with its reason."""
+    async def insert_groups(
+        self, run: str, table: str, groups: Sequence[IncomingGroup], durability: Durability = Durability.MEMORY
+    ) -> list[InsertResult]:
+        """Store groups as fresh, in order; each is inserted, found to be a duplicate, or refused with its reason.
+
+        Raises:
+            DurabilityNotReachedError: they may be stored; the same call finds duplicates, and waits for them.
+        """
         keys = TableKeys(run, table)
         refs = [secrets.token_hex(8) if group.payload is not None else "" for group in groups]
         payload_keys = [keys.payload(f"{group.group_id}/{ref}") for group, ref in zip(groups, refs, strict=True)]
         try:
             with translated_errors():
-                pipeline = self._redis.pipeline(transaction=True)  # or the index may name what Redis did not take
-                for group, payload_key in zip(groups, payload_keys, strict=True):
-                    if group.payload is not None:
-                        pipeline.set(payload_key, group.payload)
                 records = [_insert_record(group, ref) for group, ref in zip(groups, refs, strict=True)]
                 replies = await call_script(
-                    self._redis, "insert_groups", keys.all(), _shared(keys), records, pipeline=pipeline
+                    self._redis,
+                    "insert_groups",
+                    keys.all(),
+                    _shared(keys),
+                    records,
+                    payloads={
+                        key: group.payload
+                        for key, group in zip(payload_keys, groups, strict=True)
+                        if group.payload is not None
+                    },
+                    durability=durability,
                 )
         except GroupReplayError as error:
-            if not isinstance(error, StoreUnavailableError):  # then the index may name them
+            if not isinstance(error, StoreUnavailableError | DurabilityNotReachedError):  # then the index may name them
                 await self._unlink(key for key, ref in zip(payload_keys, refs, strict=True) if ref)
             raise
         results = [_insert_result(group, reply.decode()) for group, reply in zip(groups, replies, strict=True)]
@@ -195,7 +205,7 @@ class RedisStore:
         keys = TableKeys(run, table)
         kept = {g.group_id: keys.payload(f"{g.group_id}/{g.payload_ref}") for g in groups if g.payload_ref}
         with translated_errors():
-            payloads = await self._redis.mget(list(kept.values())) if kept else []
+            payloads = await self._redis.read_payloads(list(kept.values())) if kept else []
         found = dict(zip(kept, payloads, strict=True))
         lost = [group_id for group_id, payload in found.items() if payload is None]
         if lost:
@@ -256,9 +266,20 @@ class RedisStore:
             await self._redis.hdel(TableKeys(run, table).key("waiting"), call_id)
 
     async def commit_lease(
-        self, run: str, table: str, *, lease_id: str, step: int, feedback: Iterable[GroupFeedback] = ()
+        self,
+        run: str,
+        table: str,
+        *,
+        lease_id: str,
+        step: int,
+        feedback: Iterable[GroupFeedback] = (),
+        durability: Durability = Durability.MEMORY,
     ) -> bool:
-        """End a lease after training; return True if this very commit was made before."""
+        """End a lease after training; return True if this very commit was made before.
+
+        Raises:
+            DurabilityNotReachedError: it is committed; the same call waits for that to become durable.
+        """
         keys = TableKeys(run, table)
         with translated_errors():
             repeated = await call_script(
@@ -267,6 +288,7 @@ class RedisStore:
                 keys.all(),
                 {**_shared(keys), "lease_id": lease_id, "step": step},
                 feedback_records(feedback),
+                durability=durability,
             )
         return bool(repeated)
 
@@ -308,16 +330,14 @@ class RedisStore:
         removed = 0
         with translated_errors():
             while members := await self._redis.zrange(keys.key("garbage"), 0, _GARBAGE_PAGE - 1):
-                await self._redis.unlink(*(keys.payload(text(member)) for member in members))
+                await self._redis.remove_payloads(keys.payload(text(member)) for member in members)
                 await self._redis.zrem(keys.key("garbage"), *members)
                 removed += len(members)
         return removed
 
     async def _unlink(self, payload_keys: Iterable[str]) -> None:
-        names = list(payload_keys)
-        if names:
-            with translated_errors():
-                await self._redis.unlink(*names)
+        with translated_errors():
+            await self._redis.remove_payloads(payload_keys)
 
 
 def _shared(keys: TableKeys) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
-from redis.exceptions import NoScriptError, ResponseError
+from groupreplay.table_config import Durability
+from groupreplay_server.store.durability import Command
+
+if TYPE_CHECKING:
+    from groupreplay_server.store.backend import Backend
 
 Value = str | bytes | int | float
 
@@ -52,6 +54,14 @@ class Script:
             argv.extend(record)
         return argv
 
+    def by_hash(self, keys: Sequence[str], arguments: Sequence[Value]) -> Command:
+        """Return the command that runs it if Redis knows it."""
+        return ("EVALSHA", self.sha, len(keys), *keys, *arguments)
+
+    def in_full(self, keys: Sequence[str], arguments: Sequence[Value]) -> Command:
+        """Return the command that runs it, and makes it known."""
+        return ("EVAL", self.source, len(keys), *keys, *arguments)
+
 
 @cache
 def load_script(name: str) -> Script:
@@ -82,39 +92,20 @@ def script_names() -> list[str]:
 
 
 async def call_script(
-    redis: Redis,
+    redis: "Backend",
     name: str,
     keys: Sequence[str],
     values: Mapping[str, Value],
     records: Iterable[Sequence[Value]] = (),
     *,
-    pipeline: Pipeline | None = None,
+    payloads: Mapping[str, bytes] | None = None,
+    durability: Durability = Durability.MEMORY,
 ) -> Any:
     """Run a script atomically and return its answer.
 
-    With a pipeline, the commands queued in it go out in the same round trip, before the script; in a transaction the
-    script does not run when Redis refuses one of them.
+    Payloads are written before it; it does not run when Redis refuses one of them. With a durability other than memory
+    the answer comes once everything that the script wrote, or found written, is that durable.
     """
     script = load_script(name)
     argv = script.arguments(values, records)
-    try:
-        if pipeline is None:
-            return await redis.evalsha(script.sha, len(keys), *keys, *argv)
-        pipeline.evalsha(script.sha, len(keys), *keys, *argv)
-        # Raised here rather than by execute(), which would put words of its own before the script's.
-        results = await _execute(pipeline)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
-        return results[-1]
-    except NoScriptError:
-        return await redis.eval(script.source, len(keys), *keys, *argv)
-
-
-async def _execute(pipeline: Pipeline) -> list[Any]:
-    try:
-        return await pipeline.execute(raise_on_error=False)
-    except ResponseError as error:  # a transaction that Redis refused: redis-py says with which bytes, payload and all
-        said = str(error).rpartition(" of pipeline caused error: ")[2]
-        error.args = (said.removeprefix("(").removesuffix(",)"),)
-        raise
+    return await redis.run_script(script, keys, argv, payloads=payloads or {}, durability=durability)

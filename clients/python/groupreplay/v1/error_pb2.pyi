@@ -63,10 +63,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Made by the client: the call did not end within its timeout."""
     INTERNAL: _ErrorReason.ValueType  # 20
     """A fault of the service. Its log has the details."""
+    DURABILITY_NOT_REACHED: _ErrorReason.ValueType  # 21
+    """The change is made, but not yet as durable as was asked. Retryable: the same call waits for that again."""
     QUOTA_EXCEEDED: _ErrorReason.ValueType  # 22
-    """21 is DURABILITY_NOT_REACHED, which comes with acknowledged durability.
-    The run's tables hold as much as its quota allows. Retryable.
-    """
+    """The run's tables hold as much as its quota allows. Retryable."""
     RATE_LIMITED: _ErrorReason.ValueType  # 23
     """The table's rate limit holds inserts back until more was sampled. Retryable."""
 
@@ -117,10 +117,10 @@ DEADLINE_EXCEEDED: ErrorReason.ValueType  # 19
 """Made by the client: the call did not end within its timeout."""
 INTERNAL: ErrorReason.ValueType  # 20
 """A fault of the service. Its log has the details."""
+DURABILITY_NOT_REACHED: ErrorReason.ValueType  # 21
+"""The change is made, but not yet as durable as was asked. Retryable: the same call waits for that again."""
 QUOTA_EXCEEDED: ErrorReason.ValueType  # 22
-"""21 is DURABILITY_NOT_REACHED, which comes with acknowledged durability.
-The run's tables hold as much as its quota allows. Retryable.
-"""
+"""The run's tables hold as much as its quota allows. Retryable."""
 RATE_LIMITED: ErrorReason.ValueType  # 23
 """The table's rate limit holds inserts back until more was sampled. Retryable."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

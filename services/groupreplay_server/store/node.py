@@ -1,0 +1,124 @@
+"""One Redis server: commands in one round trip on one connection, and the wait for durability behind them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from groupreplay.table_config import Durability
+from groupreplay_server.store.durability import (
+    Command,
+    Wait,
+    WaitLimits,
+    check_synced_always,
+    refuse_without_aof,
+    wait_for_disk,
+    wait_for_replicas,
+)
+
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What came back, errors included."""
+
+    replies: list[Any]
+    wait: Wait | None = None
+    waited: tuple[Any, ...] = ()
+    """Replies to the barrier, if any, and to the wait."""
+
+    def check_wait(self) -> None:
+        """Raise DurabilityNotReachedError unless what was written is as durable as was asked."""
+        if self.wait is not None:
+            for reply in self.waited:
+                if reply is self.waited[-1] or isinstance(reply, Exception):
+                    self.wait.check(reply)
+
+
+class Node:
+    """A server, or whichever is the master behind Sentinel."""
+
+    def __init__(self, client: Redis, limits: WaitLimits, *, moves: bool = False) -> None:
+        """Use this client, which decodes nothing; close() closes it. A master behind Sentinel moves."""
+        self.client = client
+        self._limits = limits
+        self._moves = moves
+        self._doubted = False
+        self._disk: Wait | None = None
+
+    async def execute(self, *command: Any, **options: Any) -> Any:
+        """Run one command."""
+        async with self._connections():
+            return await self.client.execute_command(*command, **options)  # type: ignore[no-untyped-call]
+
+    async def send(
+        self,
+        commands: Sequence[Command],
+        durability: Durability = Durability.MEMORY,
+        *,
+        barrier: str = "",
+        options: Mapping[str, Any] = NO_OPTIONS,
+    ) -> Sent:
+        """Send commands one behind the other, then wait on the same connection.
+
+        A wait covers what its own connection wrote, and a repeated operation may write nothing: then the barrier, a key
+        that is written before the wait, makes it cover everything that was there before.
+        """
+        async with self._connections():
+            wait = await self._wait(durability)
+            pipeline = self.client.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command, **options)
+            if wait is not None:
+                if barrier:
+                    pipeline.execute_command("SET", barrier, "")
+                pipeline.execute_command(*wait.command)
+            replies = await pipeline.execute(raise_on_error=False)
+        if wait is not None and isinstance(replies[-1], ResponseError):
+            self._disk = None  # another server may answer now, after a failover
+        return Sent(replies[: len(commands)], wait, tuple(replies[len(commands) :]))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.client.aclose()
+
+    @asynccontextmanager
+    async def _connections(self) -> AsyncIterator[None]:
+        """Drop idle connections after a call that got no answer: a new one asks the Sentinels who is the master now."""
+        if self._doubted:
+            self._doubted = False
+            await self.client.connection_pool.disconnect(inuse_connections=False)
+        try:
+            yield
+        except (asyncio.CancelledError, RedisTimeoutError):
+            self._doubted = self._moves
+            raise
+
+    async def _wait(self, durability: Durability) -> Wait | None:
+        if durability is Durability.REPLICAS:
+            return wait_for_replicas(self._limits)
+        if durability is Durability.AOF:
+            self._disk = self._disk or await self._find_disk_wait()
+            return self._disk
+        return None
+
+    async def _find_disk_wait(self) -> Wait:
+        """Find out, before anything is written, how this server can say that a write is on disk."""
+        try:
+            await self.execute("WAITAOF", 1, 0, 1)
+        except ResponseError as error:
+            refuse_without_aof(error)
+            if "unknown command" not in str(error).lower():
+                raise
+        else:
+            return wait_for_disk(self._limits)
+        wait = check_synced_always()
+        wait.check(await self.execute(*wait.command))
+        return wait
