@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from groupreplay import Client, GroupReplayError
-from groupreplay_demo.children import Child
+from groupreplay_demo.children import Child, stop_all
 from groupreplay_demo.ledger import count_lost, count_trained_twice
 from groupreplay_demo.records import JsonLines, RunRecords
 from groupreplay_demo.report import draw_picture, print_table, write_summary
@@ -92,8 +92,7 @@ class Run:
                 self._records.seconds = time.monotonic() - started
                 self._wait_for_evaluator(show)
         finally:
-            for child in children:
-                child.stop()
+            stop_all(children)
         self._account()
         return self._records
 
@@ -211,7 +210,7 @@ def _service(folder: Path, *, grpc_listen: str, http_listen: str) -> Iterator[Ch
             time.sleep(_POLL_S)
         yield service
     finally:
-        service.stop()
+        stop_all([service])
 
 
 def _free_address(what: str, address: str, flag: str) -> str:
