@@ -24,7 +24,7 @@ class TaskPreset:
 
 
 PRESETS = {
-    "addition": TaskPreset(steps=240, lr=1e-4, preset="robust"),
+    "addition": TaskPreset(steps=280, lr=1e-4, preset="robust"),
     "countdown3": TaskPreset(steps=100, lr=1e-4, preset="robust"),
 }
 
