@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
 
-from groupreplay import __version__
+from groupreplay import InvalidRequestError, __version__
 
 PREFIX = "GROUPREPLAY_"
 
@@ -73,6 +73,9 @@ def main() -> None:
             own_words = {} if command_name == name else {"help": command.summary}
             app.command(command.function, name=command_name, **own_words)
         sys.exit(app())
+    except InvalidRequestError as error:
+        print(f"groupreplay {name}: {error}; `groupreplay {name} --help` lists the settings", file=sys.stderr)
+        sys.exit(2)
     except ImportError as error:
         extra = COMMANDS[name].extra if name in COMMANDS else "demo"
         sys.exit(f"groupreplay {name}: {error}; pip install 'groupreplay[{extra}]'")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from groupreplay import Fill, TableConfig
+from groupreplay import Fill, InvalidRequestError, TableConfig
 from groupreplay.groups import check_name
 
 Algorithm = Literal["popo", "popo-pi-old", "popo-mu", "grpo", "grpo-filter", "dapo"]
@@ -26,7 +26,7 @@ class TrainerSettings:
     """What to train, on which batches, and where to keep it.
 
     Raises:
-        ValueError: a number is out of range, or a name has characters that the service refuses.
+        InvalidRequestError: a number is out of range, or a name has characters that the service refuses.
     """
 
     server: str = "127.0.0.1:50051"
@@ -111,13 +111,13 @@ class TrainerSettings:
             self._check_at_least(name, low)
         for name in ("lr", "max_grad_norm", "temperature", "report_s", "call_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} {getattr(self, name)} must be finite and above 0")
+                raise InvalidRequestError(f"{name} {getattr(self, name)} must be finite and above 0")
         if not 1 <= self.lease_s <= 86400:
-            raise ValueError(f"lease_s {self.lease_s} must be 1 to 86400 seconds")
+            raise InvalidRequestError(f"lease_s {self.lease_s} must be 1 to 86400 seconds")
         if self.threads is not None:
             self._check_at_least("threads", 1)
         if self.preset == "robust" and self.algorithm != "popo":
-            raise ValueError(
+            raise InvalidRequestError(
                 f"preset 'robust' caps behaviour weights, which algorithm {self.algorithm!r} does not have"
             )
 
@@ -143,4 +143,4 @@ class TrainerSettings:
     def _check_at_least(self, name: str, low: float) -> None:
         value = getattr(self, name)
         if not low <= value < math.inf:
-            raise ValueError(f"{name} {value} must be at least {low}")
+            raise InvalidRequestError(f"{name} {value} must be at least {low}")

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from groupreplay import Fill
+from groupreplay import Fill, InvalidRequestError
 from groupreplay_trainer.loss import Objective
 from groupreplay_trainer.settings import TrainerSettings
 from groupreplay_trainer.trainer import update_settings
@@ -63,7 +63,7 @@ def test_lease_ids_are_named_after_the_step() -> None:
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     """The message names the setting, or the lease that it would name."""
-    with pytest.raises(ValueError, match=rf"{next(iter(wrong))}|lease id|robust"):
+    with pytest.raises(InvalidRequestError, match=rf"{next(iter(wrong))}|lease id|robust"):
         TrainerSettings(**wrong)  # type: ignore[arg-type]
 
 
