@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from groupreplay import (
     Batch,
+    Durability,
     Fill,
     PrioritySource,
     RateLimit,
@@ -51,6 +52,9 @@ def table_configs() -> st.SearchStrategy[TableConfig]:
         rate_limit=st.none() | rates,
         groups_per_version=st.none() | counts,
         replay_ineffective=st.booleans(),
+        durability=st.sampled_from(Durability),
+        lineage_steps=st.just(2**40 - 1),
+        lineage_payload_steps=st.integers(0, 2**40 - 1),
     ) | st.builds(TableConfig, fill=st.sampled_from(Fill), max_staleness=st.none() | counts)
 
 

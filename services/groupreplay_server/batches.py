@@ -9,6 +9,7 @@ from typing import TypeVar
 from groupreplay.errors import BatchNotReadyError, GroupReplayError, InvalidRequestError
 from groupreplay.groups import check_name, now_ms
 from groupreplay.parts import MESSAGE_BYTES
+from groupreplay.table_config import Durability
 from groupreplay.types import Admission, GroupFeedback
 from groupreplay_server.janitor import Janitor
 from groupreplay_server.limits import MAX_BATCH_SIZE, MAX_WAIT_S, check_names, check_range
@@ -162,7 +163,14 @@ class Batches:
             size = max(1, min(_PAYLOADS_AT_ONCE, 2 * MESSAGE_BYTES // mean_bytes))
 
     async def commit(
-        self, run: str, table: str, *, lease_id: str, step: int, feedback: Sequence[GroupFeedback] = ()
+        self,
+        run: str,
+        table: str,
+        *,
+        lease_id: str,
+        step: int,
+        feedback: Sequence[GroupFeedback],
+        durability: Durability,
     ) -> bool:
         """End a lease after training; return True if this very commit was made before."""
         check_names(run, table)
@@ -170,7 +178,9 @@ class Batches:
         check_range("step", step, 0, 2**53 - 1)
         if len(feedback) > MAX_BATCH_SIZE:
             raise InvalidRequestError(f"feedback on {len(feedback)} groups in one call, at most {MAX_BATCH_SIZE}")
-        repeated = await self._store.commit_lease(run, table, lease_id=lease_id, step=step, feedback=feedback)
+        repeated = await self._store.commit_lease(
+            run, table, lease_id=lease_id, step=step, feedback=feedback, durability=durability
+        )
         self._janitor.mark(run, table)
         return repeated
 

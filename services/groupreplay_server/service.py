@@ -3,16 +3,23 @@
 import time
 from collections.abc import AsyncIterator, Sequence
 
-from groupreplay.errors import GroupReplayError, InvalidRequestError, UnknownRunError, UnknownTableError
-from groupreplay.groups import MAX_POLICY_VERSION, check_name
+from groupreplay.errors import (
+    GroupReplayError,
+    InvalidRequestError,
+    PayloadLostError,
+    UnknownRunError,
+    UnknownTableError,
+)
+from groupreplay.groups import MAX_POLICY_VERSION, check_name, now_ms
 from groupreplay.parts import AssembledGroup
-from groupreplay.table_config import FIXED_FIELDS, TableConfig
-from groupreplay.types import GroupFeedback, GroupState, InsertOutcome, InsertResult, Policy, Quota, Table
+from groupreplay.table_config import FIXED_FIELDS, Durability, TableConfig
+from groupreplay.types import Diagnosis, GroupFeedback, GroupState, InsertOutcome, InsertResult, Policy, Quota, Table
 from groupreplay_server.batches import Batches
+from groupreplay_server.diagnosis import diagnose
 from groupreplay_server.headers import read_group
 from groupreplay_server.janitor import Janitor
 from groupreplay_server.limits import MAX_BATCH_SIZE, MAX_GROUP_IDS, MAX_WAIT_S, check_names, check_range
-from groupreplay_server.store.records import ReadGroup
+from groupreplay_server.store.records import LeasedBatch, LoggedStep, ReadGroup
 from groupreplay_server.store.redis_store import RedisStore
 from groupreplay_server.wakeups import WakeUps
 
@@ -92,8 +99,10 @@ class ReplayService:
 
     # Groups
 
-    async def insert(self, run: str, table: str, groups: Sequence[AssembledGroup]) -> list[InsertResult]:
-        """Store groups as fresh; a group that is refused does not hold up the others."""
+    async def insert(
+        self, run: str, table: str, groups: Sequence[AssembledGroup]
+    ) -> tuple[list[InsertResult], Durability]:
+        """Store groups, and say what they have reached; a group that is refused does not hold up the others."""
         config = await self.table_config(run, table)
         results: dict[int, InsertResult] = {}
         accepted = []
@@ -107,9 +116,11 @@ class ReplayService:
                     group_id=group.header.group_id[:128], outcome=InsertOutcome.REFUSED, error=error
                 )
         if accepted:
-            stored = await self._store.insert_groups(run, table, [group for _, group in accepted])
+            stored = await self._store.insert_groups(
+                run, table, [group for _, group in accepted], durability=config.durability
+            )
             results |= {index: result for (index, _), result in zip(accepted, stored, strict=True)}
-        return [results[index] for index in range(len(groups))]
+        return [results[index] for index in range(len(groups))], config.durability
 
     async def locate_groups(self, run: str, table: str, group_ids: Sequence[str]) -> list[GroupState]:
         """Say where groups are."""
@@ -134,6 +145,45 @@ class ReplayService:
         if len(feedback) > MAX_BATCH_SIZE:
             raise InvalidRequestError(f"feedback on {len(feedback)} groups in one call, at most {MAX_BATCH_SIZE}")
         return await self._store.update_priorities(run, table, feedback)
+
+    # What a table can tell
+
+    async def beat(self, run: str, table: str, *, producer_id: str, interval_s: float, status: str) -> Policy:
+        """Take note that a producer is there; return the run's policy."""
+        check_names(run, table)
+        check_name(producer_id, "producer_id")
+        check_range("interval_s", interval_s, 1, MAX_WAIT_S)
+        await self._store.note_beat(run, table, producer_id=producer_id, interval_s=interval_s, status=status[:256])
+        return await self._store.policies.get(run)
+
+    async def diagnose(self, run: str, table: str, batch_size: int) -> Diagnosis:
+        """Say why a batch is, or is not, ready."""
+        check_names(run, table)
+        check_range("batch_size", batch_size, 1, MAX_BATCH_SIZE)
+        vitals = await self._store.read_vitals(run, table, batch_size)
+        state = await self._store.describe_table(run, table)
+        return diagnose(state, vitals, batch_size=batch_size, now_ms=now_ms())
+
+    async def lineage(self, run: str, table: str, step: int) -> LoggedStep:
+        """Return what a committed training step was given."""
+        check_names(run, table)
+        check_range("step", step, 0, 2**53 - 1)
+        return await self._store.read_lineage(run, table, step)
+
+    async def step_to_replay(self, run: str, table: str, step: int) -> LeasedBatch:
+        """Return the batch of a committed training step.
+
+        Raises:
+            PayloadLostError: groups of it are gone.
+        """
+        logged = await self.lineage(run, table, step)
+        if logged.missing:
+            raise PayloadLostError(
+                f"{logged.missing} of the {len(logged.batch.groups)} groups of step {step} have left table "
+                f"{run}/{table}; "
+                "lineage_payload_steps keeps those of so many newest steps readable, GetLineage still tells their ids"
+            )
+        return logged.batch
 
     # Runs: policy clocks and quotas
 

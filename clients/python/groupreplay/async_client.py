@@ -9,7 +9,7 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from groupreplay import convert, convert_tables
+from groupreplay import convert, convert_diagnosis, convert_tables
 from groupreplay.errors import InternalError
 from groupreplay.groups import RolloutGroup
 from groupreplay.parts import MESSAGE_BYTES, PartAssembler, pack_parts, split_group
@@ -19,10 +19,12 @@ from groupreplay.types import (
     Admission,
     Batch,
     DeliveredGroup,
+    Diagnosis,
     GroupFeedback,
     GroupState,
     InsertOutcome,
     InsertResult,
+    Lineage,
     Policy,
     Quota,
     StoredGroup,
@@ -375,6 +377,51 @@ class AsyncClient:
                 call.cancel()
             await asyncio.sleep(failure_s)
 
+    # What a table can tell
+
+    async def beat(
+        self, *, run: str, table: str, producer_id: str, interval_s: float = 10.0, status: str = ""
+    ) -> Policy:
+        """Say that a producer is there and what it does; return the run's policy.
+
+        After three times interval_s without a beat (or an insert) the producer counts as dead.
+        """
+        request = pb.BeatRequest(
+            run=run, table=table, producer_id=producer_id, interval_s=interval_s, status=status[:256]
+        )
+        response: pb.BeatResponse = await self._unary(self._stub.Beat, request)
+        return convert_tables.policy_from_proto(response.policy)
+
+    async def diagnose(self, *, run: str, table: str, batch_size: int) -> Diagnosis:
+        """Say why a batch of batch_size is, or is not, ready: in words, most important first."""
+        request = pb.DiagnoseRequest(run=run, table=table, batch_size=batch_size)
+        return convert_diagnosis.diagnosis_from_proto(await self._unary(self._stub.Diagnose, request))
+
+    async def get_lineage(self, *, run: str, table: str, step: int) -> Lineage:
+        """Say which groups a committed training step was given, and how they were drawn.
+
+        Raises:
+            UnknownStepError: the step was not committed here, or is older than the table's lineage_steps.
+        """
+        request = pb.GetLineageRequest(run=run, table=table, step=step)
+        return convert_diagnosis.lineage_from_proto(await self._unary(self._stub.GetLineage, request))
+
+    async def replay_step(self, *, run: str, table: str, step: int) -> Batch:
+        """Return the batch of a committed training step again, as it was delivered; its lease has ended.
+
+        Raises:
+            UnknownStepError: the step was not committed here, or is older than the table's lineage_steps.
+            PayloadLostError: groups of it are gone; lineage_payload_steps keeps those of the newest steps.
+        """
+        request = pb.ReplayStepRequest(run=run, table=table, step=step)
+        attempts = Attempts(self._timeout_s)
+        while True:
+            try:
+                return await self._read_batch(self._stub.ReplayStep, request, attempts.left_s())
+            except grpc.RpcError as failure:
+                pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
+            await asyncio.sleep(pause_s)
+
     # Quotas
 
     async def set_quota(self, *, run: str, max_groups: int | None = None, max_bytes: int | None = None) -> Quota:
@@ -425,7 +472,8 @@ class AsyncClient:
             except grpc.RpcError as failure:
                 pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
             else:
-                found = dict(zip(pending, map(convert.insert_result_from_proto, responses), strict=True))
+                read = [convert.insert_result_from_proto(*response) for response in responses]
+                found = dict(zip(pending, read, strict=True))
                 results |= {index: result for index, result in found.items() if not may_pass(result)}
                 passing = [result.error for result in found.values() if result.error and may_pass(result)]
                 if not passing or (late := attempts.pause_unless_late(passing[0])) is None:
@@ -440,18 +488,18 @@ class AsyncClient:
         run: str,
         table: str,
         timeout_s: float | None,
-    ) -> list[pb.InsertResult]:
+    ) -> list[tuple[pb.InsertResult, int]]:
         if sum(header.ByteSize() + len(payload) for header, payload in window) <= MESSAGE_BYTES:
             groups = [group_pb2.RolloutGroup(header=header, payload=payload) for header, payload in window]
             response: pb.InsertResponse = await self._stub.Insert(
                 pb.InsertRequest(run=run, table=table, groups=groups), timeout=timeout_s
             )
-            return list(response.results)
+            return [(result, response.durability) for result in response.results]
         parts = pack_parts(part for header, payload in window for part in split_group(header, payload))
         requests = (pb.InsertStreamRequest(run=run, table=table, parts=packed) for packed in parts)
-        results: list[pb.InsertResult] = []
+        results: list[tuple[pb.InsertResult, int]] = []
         async for response in self._stub.InsertStream(requests, timeout=timeout_s):
-            results.extend(response.results)
+            results.extend((result, response.durability) for result in response.results)
         return results
 
     async def _read_groups(self, request: pb.GetGroupsRequest, timeout_s: float | None) -> list[StoredGroup]:

@@ -23,6 +23,7 @@ from groupreplay.payload import (
     encode_payload,
     encode_texts,
 )
+from groupreplay.table_config import Durability
 from groupreplay.types import (
     Batch,
     DeliveredGroup,
@@ -53,6 +54,8 @@ OUTCOMES = {
     InsertOutcome.DUPLICATE: replay_service_pb2.DUPLICATE,
     InsertOutcome.REFUSED: replay_service_pb2.REFUSED,
 }
+DURABILITIES = {item: table_pb2.Durability.Value(f"DURABILITY_{item.name}") for item in Durability}
+_DURABILITY_OF: dict[int, Durability] = {number: item for item, number in DURABILITIES.items()}
 _FINISH_REASON_OF = {number: reason for reason, number in FINISH_REASONS.items()}
 _SOURCE_OF = {number: source for source, number in SOURCES.items()}
 _STATE_OF = {number: state for state, number in STATES.items()}
@@ -197,15 +200,16 @@ def insert_result_to_proto(result: InsertResult) -> replay_service_pb2.InsertRes
     return message
 
 
-def insert_result_from_proto(message: replay_service_pb2.InsertResult) -> InsertResult:
-    """Return an insert's result with its error as an exception."""
+def insert_result_from_proto(message: replay_service_pb2.InsertResult, durability: int = 0) -> InsertResult:
+    """Return an insert's result with its error as an exception, and the durability that the response stated."""
     outcome = meaning_of(_OUTCOME_OF, message.outcome, f"group {message.group_id}: insert outcome", InternalError)
     error = None
     if outcome is InsertOutcome.REFUSED:
         known = message.reason in error_pb2.ErrorReason.values()
         reason = error_pb2.ErrorReason.Name(message.reason) if known else str(message.reason)
         error = error_from_reason(reason, message.message)
-    return InsertResult(group_id=message.group_id, outcome=outcome, error=error)
+    reached = _DURABILITY_OF.get(durability, Durability.MEMORY)
+    return InsertResult(group_id=message.group_id, outcome=outcome, error=error, durability=reached)
 
 
 def states_from_proto(states: Sequence[table_pb2.GroupState.ValueType]) -> list[GroupState]:

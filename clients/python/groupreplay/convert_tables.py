@@ -4,7 +4,16 @@ from typing import Any, cast
 
 from groupreplay.convert import meaning_of
 from groupreplay.errors import InvalidRequestError
-from groupreplay.table_config import Fill, PrioritySource, RateLimit, Remover, Sampler, StalenessRule, TableConfig
+from groupreplay.table_config import (
+    Durability,
+    Fill,
+    PrioritySource,
+    RateLimit,
+    Remover,
+    Sampler,
+    StalenessRule,
+    TableConfig,
+)
 from groupreplay.types import Policy, Quota, Table
 from groupreplay.v1 import policy_pb2, replay_service_pb2, table_pb2
 
@@ -14,6 +23,7 @@ ENUMS: dict[str, tuple[Any, Any, str]] = {
     "remover": (Remover, table_pb2.Remover, "REMOVER_"),
     "priority": (PrioritySource, table_pb2.PrioritySource, "PRIORITY_"),
     "staleness_rule": (StalenessRule, table_pb2.StalenessRule, "STALENESS_"),
+    "durability": (Durability, table_pb2.Durability, "DURABILITY_"),
 }
 """Field of TableConfig -> its enum, the protocol's, and the prefix of the protocol's names."""
 NUMBERS = {
@@ -25,8 +35,15 @@ _ZERO_IS_DEFAULT = ("replay_capacity", "fresh_capacity", "max_group_bytes")
 _OPTIONAL = (
     "max_staleness", "max_times_sampled", "min_reward_std", "ahead_groups", "alpha", "recency_decay", "use_decay",
     "kl_decay", "ess_alpha", "importance_beta", "max_kl", "capacity_bytes", "ttl_s", "groups_per_version",
+    "lineage_steps",
 )  # fmt: skip
-_PLAIN = ("allow_repeated_prompts", "keep_ineffective_payload", "min_staleness", "replay_ineffective")
+_PLAIN = (
+    "allow_repeated_prompts",
+    "keep_ineffective_payload",
+    "min_staleness",
+    "replay_ineffective",
+    "lineage_payload_steps",
+)
 
 
 def config_to_proto(config: TableConfig) -> table_pb2.TableConfig:

@@ -154,6 +154,14 @@ class StepConflictError(GroupReplayError):
     http_status = 409
 
 
+class UnknownStepError(GroupReplayError, LookupError):
+    """The table's lineage has no such training step (any more)."""
+
+    reason = "UNKNOWN_STEP"
+    grpc_code = grpc.StatusCode.NOT_FOUND
+    http_status = 404
+
+
 class PayloadLostError(GroupReplayError):
     """The index names a payload that the store no longer has."""
 

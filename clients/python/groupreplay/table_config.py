@@ -120,7 +120,10 @@ class RateLimit:
 
 
 _UNLIMITED_OR = {"max_staleness": 0, "max_times_sampled": 1, "ahead_groups": 0, "groups_per_version": 1}
-_AT_LEAST = {"replay_capacity": 1, "fresh_capacity": 1, "max_group_bytes": 1, "min_staleness": 0}
+_AT_LEAST = {
+    "replay_capacity": 1, "fresh_capacity": 1, "max_group_bytes": 1, "min_staleness": 0, "lineage_steps": 0,
+    "lineage_payload_steps": 0,
+}  # fmt: skip
 _FROM_0 = ("min_reward_std", "alpha", "kl_decay", "ess_alpha")
 _SHARES = ("recency_decay", "use_decay")
 
@@ -188,6 +191,12 @@ class TableConfig:
     """Producers that ask for admission make (max_staleness + policy version + 1) times this in all, AReaL's rule."""
     replay_ineffective: bool = False
     """Whether groups without reward variance join replay too; for ablations."""
+    durability: Durability = Durability.MEMORY
+    """What an acknowledged insert or commit has reached."""
+    lineage_steps: int = 1000
+    """Committed training steps whose lineage is kept: groups, versions, probabilities, seed."""
+    lineage_payload_steps: int = 0
+    """Of these, the newest whose groups stay readable after they left, so that replay_step serves them again."""
 
     def __post_init__(self) -> None:
         for name, low in _AT_LEAST.items():
@@ -214,6 +223,13 @@ class TableConfig:
         if self.max_staleness is not None and self.min_staleness > self.max_staleness:
             raise InvalidRequestError(
                 f"min_staleness {self.min_staleness} above max_staleness {self.max_staleness} leaves nothing to draw"
+            )
+
+        if self.lineage_payload_steps > self.lineage_steps:
+            raise InvalidRequestError(
+                f"lineage_payload_steps {self.lineage_payload_steps} above lineage_steps {self.lineage_steps}: a step "
+                f"whose "
+                "lineage is forgotten cannot be served again"
             )
 
     def _check_count(self, name: str, low: int) -> None:

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from groupreplay.errors import GroupReplayError, InvalidRequestError
 from groupreplay.groups import RolloutGroup, check_name
-from groupreplay.table_config import TableConfig
+from groupreplay.table_config import Durability, TableConfig
 
 
 class GroupSource(StrEnum):
@@ -33,6 +33,109 @@ class InsertOutcome(StrEnum):
     INSERTED = "inserted"
     DUPLICATE = "duplicate"
     REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """How a group came into a batch."""
+
+    group_id: str
+    source: GroupSource
+    staleness: int
+    times_sampled: int
+    probability: float
+    redeliveries: int
+    importance_weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lineage:
+    """Which groups a committed training step was given, and how they were drawn."""
+
+    step: int
+    lease_id: str
+    holder: str
+    policy_version: int
+    batch_size: int
+    seed: str
+    """All random numbers of the draw come from it: 32 hexadecimal digits."""
+    committed_at_ms: int
+    groups: tuple[Delivery, ...]
+    """Delivered, in the order of the batch."""
+    undelivered_group_ids: tuple[str, ...]
+    """Fresh groups that were consumed without being delivered: no reward variance."""
+
+
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    INFO = "info"
+    WARNING = "warning"
+    PROBLEM = "problem"
+    """In the way of the batch."""
+
+
+class ProducerHealth(StrEnum):
+    """Whether a producer lets itself be heard, and keeps its pace."""
+
+    ALIVE = "alive"
+    SLOW = "slow"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that a diagnosis found."""
+
+    severity: Severity
+    code: str
+    """A word for programs, such as dead_producer."""
+    text: str
+    """A sentence for people, with figures and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Producer:
+    """Who inserts into a table."""
+
+    producer_id: str
+    first_seen_ms: int
+    last_seen_ms: int
+    last_insert_ms: int
+    """0 = no insert yet."""
+    inserted: int
+    effective: int
+    refused: int
+    interval_s: float
+    """Between its beats, as it says; 0 = it never beat."""
+    status: str
+    health: ProducerHealth = ProducerHealth.ALIVE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """Who holds groups of a table."""
+
+    lease_id: str
+    holder: str
+    deadline_ms: int
+    groups: int
+    """Delivered under it."""
+    fresh: int
+    """Fresh groups that it holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """Why a batch is, or is not, ready."""
+
+    ready: bool
+    """Whether next_batch would answer at once."""
+    findings: tuple[Finding, ...]
+    """Most important first."""
+    producers: tuple[Producer, ...]
+    leases: tuple[Lease, ...]
+    table: "Table"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +193,8 @@ class InsertResult:
     outcome: InsertOutcome
     error: GroupReplayError | None = None
     """Why it was refused."""
+    durability: Durability = Durability.MEMORY
+    """What the group has reached, where it was inserted or is a duplicate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

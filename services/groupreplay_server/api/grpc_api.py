@@ -11,13 +11,13 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from groupreplay import convert, convert_tables
+from groupreplay import convert, convert_diagnosis, convert_tables
 from groupreplay.errors import GroupReplayError, InternalError, InvalidRequestError, StoreUnavailableError
 from groupreplay.groups import check_name
 from groupreplay.parts import AssembledGroup, PartAssembler
 from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.api.metrics import Metrics
-from groupreplay_server.api.wire import serialize_batch, serialize_read_groups
+from groupreplay_server.api.wire import batch_header, delivery, serialize_batch, serialize_read_groups
 from groupreplay_server.batches import DEFAULT_ADMISSION_S, DEFAULT_LEASE_S
 from groupreplay_server.service import ReplayService
 from groupreplay_server.store.records import LeasedBatch
@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["ReplayService"]
 REASON_METADATA = "groupreplay-reason"
 MAX_INSERT_GROUPS = 1024
+DEFAULT_BEAT_S = 10.0
 _REPLY_MARGIN_S = 0.1
 """An answer that says why is sent this long before the caller's deadline, or it would never be read."""
 
@@ -62,8 +63,11 @@ class GrpcApi:
 
     async def _insert(self, run: str, table: str, groups: list[AssembledGroup]) -> pb.InsertResponse:
         self._metrics.payload("in", sum(len(group.payload or b"") for group in groups))
-        results = await self._service.insert(run, table, groups)
-        return pb.InsertResponse(results=[convert.insert_result_to_proto(result) for result in results])
+        results, durability = await self._service.insert(run, table, groups)
+        return pb.InsertResponse(
+            results=[convert.insert_result_to_proto(result) for result in results],
+            durability=convert.DURABILITIES[durability],
+        )
 
     async def next_batch(self, request: pb.NextBatchRequest) -> AsyncIterator[bytes]:
         batch = await self._service.batches.next_batch(request.run, request.table, **_lease_request(request))
@@ -82,14 +86,16 @@ class GrpcApi:
             yield message
 
     async def commit(self, request: pb.CommitRequest) -> pb.CommitResponse:
+        config = await self._service.table_config(request.run, request.table)
         repeated = await self._service.batches.commit(
             request.run,
             request.table,
             lease_id=request.lease_id,
             step=request.step,
             feedback=[convert.feedback_from_proto(item) for item in request.feedback],
+            durability=config.durability,
         )
-        return pb.CommitResponse(already_committed=repeated)
+        return pb.CommitResponse(already_committed=repeated, durability=convert.DURABILITIES[config.durability])
 
     async def release(self, request: pb.ReleaseRequest) -> pb.ReleaseResponse:
         returned = await self._service.batches.release(request.run, request.table, lease_id=request.lease_id)
@@ -113,6 +119,39 @@ class GrpcApi:
         return pb.RequestAdmissionResponse(
             groups=admission.groups, policy=convert_tables.policy_to_proto(admission.policy)
         )
+
+    async def get_lineage(self, request: pb.GetLineageRequest) -> pb.GetLineageResponse:
+        logged = await self._service.lineage(request.run, request.table, request.step)
+        return pb.GetLineageResponse(
+            step=logged.step,
+            batch=batch_header(logged.batch),
+            holder=logged.holder,
+            seed=logged.seed,
+            committed_at_ms=logged.committed_at_ms,
+            groups=[
+                pb.LineageGroup(group_id=group.group_id, delivery=delivery(group)) for group in logged.batch.groups
+            ],
+            undelivered_group_ids=logged.undelivered,
+        )
+
+    async def replay_step(self, request: pb.ReplayStepRequest) -> AsyncIterator[bytes]:
+        batch = await self._service.step_to_replay(request.run, request.table, request.step)
+        async for message in self._send(request.run, request.table, batch):
+            yield message
+
+    async def beat(self, request: pb.BeatRequest) -> pb.BeatResponse:
+        policy = await self._service.beat(
+            request.run,
+            request.table,
+            producer_id=request.producer_id,
+            interval_s=request.interval_s or DEFAULT_BEAT_S,
+            status=request.status,
+        )
+        return pb.BeatResponse(policy=convert_tables.policy_to_proto(policy))
+
+    async def diagnose(self, request: pb.DiagnoseRequest) -> pb.DiagnoseResponse:
+        diagnosis = await self._service.diagnose(request.run, request.table, request.batch_size)
+        return convert_diagnosis.diagnosis_to_proto(diagnosis)
 
     async def update_priorities(self, request: pb.UpdatePrioritiesRequest) -> pb.UpdatePrioritiesResponse:
         feedback = [convert.feedback_from_proto(item) for item in request.feedback]

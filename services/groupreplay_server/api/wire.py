@@ -17,7 +17,7 @@ _HEADER, _DELIVERY, _PAYLOAD = b"\x0a", b"\x12", b"\x1a"  # GroupPart.header = 1
 
 async def serialize_batch(batch: LeasedBatch, groups: AsyncIterator[tuple[LeasedGroup, bytes]]) -> AsyncIterator[bytes]:
     """Yield the messages of a batch: its header first, then parts; a group's header may take one past MESSAGE_BYTES."""
-    first = replay_service_pb2.NextBatchResponse(batch=_batch_header(batch)).SerializeToString()
+    first = replay_service_pb2.NextBatchResponse(batch=batch_header(batch)).SerializeToString()
     async for message in _pack(first, _PARTS, ((_first_fields(group), payload) async for group, payload in groups)):
         yield message
 
@@ -46,7 +46,8 @@ async def _pack(first: bytes, tag: bytes, groups: AsyncIterator[tuple[bytes, byt
     yield b"".join(pending)
 
 
-def _batch_header(batch: LeasedBatch) -> replay_service_pb2.BatchHeader:
+def batch_header(batch: LeasedBatch) -> replay_service_pb2.BatchHeader:
+    """Return the message that begins a batch."""
     return replay_service_pb2.BatchHeader(
         lease_id=batch.lease_id,
         lease_deadline_ms=batch.deadline_ms,
@@ -65,27 +66,29 @@ def _part(tag: bytes, fields: bytes, piece: memoryview) -> list[bytes | memoryvi
     return [tag, _varint(len(before) + len(piece)), before, piece]
 
 
-def _first_fields(group: LeasedGroup) -> bytes:
-    return _header_and_delivery(
-        group.header,
-        group_pb2.Delivery(
-            source=SOURCES[group.source],
-            staleness=group.staleness,
-            times_sampled=group.times_sampled,
-            probability=group.probability,
-            redeliveries=group.redeliveries,
-            importance_weight=group.importance_weight,
-        ),
+def delivery(group: LeasedGroup) -> group_pb2.Delivery:
+    """Return the message of how a group came into a batch."""
+    return group_pb2.Delivery(
+        source=SOURCES[group.source],
+        staleness=group.staleness,
+        times_sampled=group.times_sampled,
+        probability=group.probability,
+        redeliveries=group.redeliveries,
+        importance_weight=group.importance_weight,
     )
 
 
+def _first_fields(group: LeasedGroup) -> bytes:
+    return _header_and_delivery(group.header, delivery(group))
+
+
 def _read_fields(group: ReadGroup) -> bytes:
-    delivery = group_pb2.Delivery(staleness=group.staleness, times_sampled=group.times_sampled)
-    return _header_and_delivery(group.header, delivery) + (b"" if group.payload_ref else _HEADER_ONLY)
+    read = group_pb2.Delivery(staleness=group.staleness, times_sampled=group.times_sampled)
+    return _header_and_delivery(group.header, read) + (b"" if group.payload_ref else _HEADER_ONLY)
 
 
-def _header_and_delivery(header: bytes, delivery: group_pb2.Delivery) -> bytes:
-    message = delivery.SerializeToString()
+def _header_and_delivery(header: bytes, how: group_pb2.Delivery) -> bytes:
+    message = how.SerializeToString()
     return _HEADER + _varint(len(header)) + header + _DELIVERY + _varint(len(message)) + message
 
 

@@ -4,8 +4,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from groupreplay.table_config import Fill, PrioritySource, RateLimit, Remover, Sampler, StalenessRule, TableConfig
-from groupreplay.types import GroupFeedback, Policy
+from groupreplay.table_config import (
+    Durability,
+    Fill,
+    PrioritySource,
+    RateLimit,
+    Remover,
+    Sampler,
+    StalenessRule,
+    TableConfig,
+)
+from groupreplay.types import GroupFeedback, Lease, Policy, Producer
+from groupreplay_server.store.records import TableVitals
 
 _RATE_FIELDS = tuple(field.name for field in fields(RateLimit))
 _READERS: dict[str, Any] = {
@@ -14,6 +24,7 @@ _READERS: dict[str, Any] = {
     "remover": Remover,
     "priority": PrioritySource,
     "staleness_rule": StalenessRule,
+    "durability": Durability,
     **dict.fromkeys(("allow_repeated_prompts", "keep_ineffective_payload", "replay_ineffective"), "1".__eq__),
     **dict.fromkeys(
         ("min_reward_std", "alpha", "recency_decay", "use_decay", "kl_decay", "ess_alpha", "importance_beta", "max_kl",
@@ -80,3 +91,35 @@ def feedback_records(feedback: Iterable[GroupFeedback]) -> list[tuple[str, ...]]
         (item.group_id, *("" if value is None else repr(value) for value in (item.priority, item.kl, item.ess)))
         for item in feedback
     ]
+
+
+def vitals_from_reply(reply: Sequence[Any]) -> TableVitals:
+    """Return what diagnose_table.lua says."""
+    takeable, effective, stale, passed_over, drawable, leases, producers, admissions, waiting = reply
+    return TableVitals(
+        takeable=takeable,
+        effective=effective,
+        stale=stale,
+        passed_over=passed_over,
+        drawable=drawable,
+        leases=tuple(
+            Lease(lease_id=name.decode(), holder=holder.decode(), deadline_ms=deadline, groups=groups, fresh=fresh)
+            for name, holder, deadline, groups, fresh in leases
+        ),
+        producers=tuple(
+            Producer(
+                producer_id=name.decode(),
+                first_seen_ms=first,
+                last_seen_ms=last,
+                last_insert_ms=insert,
+                inserted=inserted,
+                effective=effective_groups,
+                refused=refused,
+                interval_s=float(interval),
+                status=status.decode(),
+            )
+            for name, first, last, insert, inserted, effective_groups, refused, interval, status in producers
+        ),
+        admissions=tuple((name.decode(), groups, deadline) for name, groups, deadline in admissions),
+        waiting=tuple((wanted, until) for wanted, until in waiting),
+    )

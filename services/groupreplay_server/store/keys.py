@@ -20,6 +20,7 @@ _TABLE_KEYS = (
     "config", "state", "counters", "tasks", "fresh", "recency", "arrival", "priority", "divergence", "clock", "weights",
     "sums", "born", "headers", "facts", "marks", "uses", "pins", "returns", "leased", "leases", "records", "ended",
     "steps", "seen", "waiting", "admitted", "garbage",
+    "lineage", "logged", "producers",
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from groupreplay.types import GroupSource
+from groupreplay.types import GroupSource, Lease, Producer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +66,48 @@ class LeasedBatch:
     def refilled(self) -> int:
         """Groups from replay."""
         return sum(group.source is GroupSource.REPLAY for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedStep:
+    """What a committed training step was given."""
+
+    step: int
+    batch: LeasedBatch
+    """Its groups have no header and no payload_ref where some of them are no longer there."""
+    holder: str
+    seed: str
+    committed_at_ms: int
+    consumed: tuple[str, ...]
+    missing: int
+    """Groups that are no longer there."""
+
+    @property
+    def undelivered(self) -> list[str]:
+        """Fresh groups that were consumed without being delivered."""
+        delivered = {group.group_id for group in self.batch.groups}
+        return [group_id for group_id in self.consumed if group_id not in delivered]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableVitals:
+    """What decides whether a batch is ready, and who is there."""
+
+    takeable: int
+    """Fresh groups that a batch would take."""
+    effective: int
+    """Of these."""
+    stale: int
+    passed_over: int
+    """For their prompt."""
+    drawable: int
+    """Replay groups among the first of the sampler's order."""
+    leases: tuple[Lease, ...]
+    producers: tuple[Producer, ...]
+    admissions: tuple[tuple[str, int, int], ...]
+    """producer_id, groups, deadline in Unix milliseconds"""
+    waiting: tuple[tuple[int, int], ...]
+    """groups wanted, until when in Unix milliseconds"""
 
 
 @dataclass(frozen=True, slots=True)

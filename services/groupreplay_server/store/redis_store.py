@@ -26,10 +26,19 @@ from groupreplay_server.store.fields import (
     counts,
     feedback_records,
     pairs,
+    vitals_from_reply,
 )
 from groupreplay_server.store.keys import RUNS, RunKeys, TableKeys
 from groupreplay_server.store.policy_store import PolicyStore
-from groupreplay_server.store.records import BatchNotReady, IncomingGroup, LeasedBatch, LeasedGroup, ReadGroup
+from groupreplay_server.store.records import (
+    BatchNotReady,
+    IncomingGroup,
+    LeasedBatch,
+    LeasedGroup,
+    LoggedStep,
+    ReadGroup,
+    TableVitals,
+)
 from groupreplay_server.store.scripts import call_script
 
 _GARBAGE_PAGE = 256
@@ -321,6 +330,40 @@ class RedisStore:
         with translated_errors():
             granted, next_end_ms = await call_script(self._redis, "request_admission", keys.all(), values)
         return granted, next_end_ms
+
+    # What a table can tell
+
+    async def read_lineage(self, run: str, table: str, step: int) -> LoggedStep:
+        """Return what a committed training step was given."""
+        keys = TableKeys(run, table)
+        with translated_errors():
+            reply = await call_script(self._redis, "read_lineage", keys.all(), {**_shared(keys), "step": step})
+        batch, lease_id, holder, seed, committed_ms, consumed, missing = reply
+        return LoggedStep(
+            step=step,
+            batch=cast(LeasedBatch, _batch(lease_id.decode(), batch)),
+            holder=holder.decode(),
+            seed=seed.decode(),
+            committed_at_ms=committed_ms,
+            consumed=tuple(group_id.decode() for group_id in consumed),
+            missing=missing,
+        )
+
+    async def note_beat(self, run: str, table: str, *, producer_id: str, interval_s: float, status: str) -> None:
+        """Take note that a producer is there."""
+        keys = TableKeys(run, table)
+        values = {**_shared(keys), "producer_id": producer_id, "interval_s": interval_s, "status": status}
+        with translated_errors():
+            await call_script(self._redis, "note_beat", keys.all(), values)
+
+    async def read_vitals(self, run: str, table: str, batch_size: int) -> TableVitals:
+        """Return what decides whether a batch is ready, and who is there."""
+        keys = TableKeys(run, table)
+        with translated_errors():
+            reply = await call_script(
+                self._redis, "diagnose_table", keys.all(), {**_shared(keys), "batch_size": batch_size}
+            )
+        return vitals_from_reply(reply)
 
     # Payloads that no group needs
 

@@ -69,6 +69,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The run's tables hold as much as its quota allows. Retryable."""
     RATE_LIMITED: _ErrorReason.ValueType  # 23
     """The table's rate limit holds inserts back until more was sampled. Retryable."""
+    UNKNOWN_STEP: _ErrorReason.ValueType  # 24
+    """The table's lineage has no such training step (any more)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. Sent by name in the trailing metadata key
@@ -123,4 +125,6 @@ QUOTA_EXCEEDED: ErrorReason.ValueType  # 22
 """The run's tables hold as much as its quota allows. Retryable."""
 RATE_LIMITED: ErrorReason.ValueType  # 23
 """The table's rate limit holds inserts back until more was sampled. Retryable."""
+UNKNOWN_STEP: ErrorReason.ValueType  # 24
+"""The table's lineage has no such training step (any more)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -46,6 +46,54 @@ REFUSED: InsertOutcome.ValueType  # 3
 """Nothing changed."""
 Global___InsertOutcome: _TypeAlias = InsertOutcome  # noqa: Y015
 
+class _Severity:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SeverityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Severity.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEVERITY_UNSPECIFIED: _Severity.ValueType  # 0
+    INFO: _Severity.ValueType  # 1
+    """As it should be."""
+    WARNING: _Severity.ValueType  # 2
+    """Worth a look."""
+    PROBLEM: _Severity.ValueType  # 3
+    """In the way of the batch."""
+
+class Severity(_Severity, metaclass=_SeverityEnumTypeWrapper): ...
+
+SEVERITY_UNSPECIFIED: Severity.ValueType  # 0
+INFO: Severity.ValueType  # 1
+"""As it should be."""
+WARNING: Severity.ValueType  # 2
+"""Worth a look."""
+PROBLEM: Severity.ValueType  # 3
+"""In the way of the batch."""
+Global___Severity: _TypeAlias = Severity  # noqa: Y015
+
+class _ProducerHealth:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProducerHealthEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProducerHealth.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRODUCER_HEALTH_UNSPECIFIED: _ProducerHealth.ValueType  # 0
+    ALIVE: _ProducerHealth.ValueType  # 1
+    SLOW: _ProducerHealth.ValueType  # 2
+    """It lets itself be heard, but inserts much more slowly than it used to."""
+    DEAD: _ProducerHealth.ValueType  # 3
+    """Nothing was heard of it for three beats."""
+
+class ProducerHealth(_ProducerHealth, metaclass=_ProducerHealthEnumTypeWrapper): ...
+
+PRODUCER_HEALTH_UNSPECIFIED: ProducerHealth.ValueType  # 0
+ALIVE: ProducerHealth.ValueType  # 1
+SLOW: ProducerHealth.ValueType  # 2
+"""It lets itself be heard, but inserts much more slowly than it used to."""
+DEAD: ProducerHealth.ValueType  # 3
+"""Nothing was heard of it for three beats."""
+Global___ProducerHealth: _TypeAlias = ProducerHealth  # noqa: Y015
+
 @_typing.final
 class InsertRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -108,6 +156,9 @@ class InsertResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    durability: _table_pb2.Durability.ValueType
+    """What the inserted and duplicate groups have reached."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___InsertResult]:
         """One for each group, in order. A refused group does not hold up the others."""
@@ -116,10 +167,11 @@ class InsertResponse(_message.Message):
         self,
         *,
         results: _abc.Iterable[Global___InsertResult] | None = ...,
+        durability: _table_pb2.Durability.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -356,16 +408,20 @@ class CommitResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ALREADY_COMMITTED_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
     already_committed: _builtins.bool
     """True when this step had been committed with this lease before."""
+    durability: _table_pb2.Durability.ValueType
+    """What the commit has reached."""
     def __init__(
         self,
         *,
         already_committed: _builtins.bool = ...,
+        durability: _table_pb2.Durability.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_committed", b"already_committed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_committed", b"already_committed", "durability", b"durability"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -527,6 +583,355 @@ class RequestAdmissionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RequestAdmissionResponse: _TypeAlias = RequestAdmissionResponse  # noqa: Y015
+
+@_typing.final
+class GetLineageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    step: _builtins.int
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "step", b"step", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLineageRequest: _TypeAlias = GetLineageRequest  # noqa: Y015
+
+@_typing.final
+class GetLineageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    COMMITTED_AT_MS_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    UNDELIVERED_GROUP_IDS_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    holder: _builtins.str
+    seed: _builtins.str
+    """All random numbers of the draw come from it: 32 hexadecimal digits."""
+    committed_at_ms: _builtins.int
+    """Milliseconds since the Unix epoch."""
+    @_builtins.property
+    def batch(self) -> Global___BatchHeader:
+        """The query and its answer: batch_size slots asked for under this lease."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___LineageGroup]:
+        """Groups delivered, in the order of the batch."""
+
+    @_builtins.property
+    def undelivered_group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fresh groups that were consumed without being delivered."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        batch: Global___BatchHeader | None = ...,
+        holder: _builtins.str = ...,
+        seed: _builtins.str = ...,
+        committed_at_ms: _builtins.int = ...,
+        groups: _abc.Iterable[Global___LineageGroup] | None = ...,
+        undelivered_group_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "committed_at_ms", b"committed_at_ms", "groups", b"groups", "holder", b"holder", "seed", b"seed", "step", b"step", "undelivered_group_ids", b"undelivered_group_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLineageResponse: _TypeAlias = GetLineageResponse  # noqa: Y015
+
+@_typing.final
+class LineageGroup(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    DELIVERY_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.str
+    @_builtins.property
+    def delivery(self) -> _group_pb2.Delivery: ...
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.str = ...,
+        delivery: _group_pb2.Delivery | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery", "group_id", b"group_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LineageGroup: _TypeAlias = LineageGroup  # noqa: Y015
+
+@_typing.final
+class ReplayStepRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    step: _builtins.int
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "step", b"step", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayStepRequest: _TypeAlias = ReplayStepRequest  # noqa: Y015
+
+@_typing.final
+class BeatRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    PRODUCER_ID_FIELD_NUMBER: _builtins.int
+    INTERVAL_S_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    producer_id: _builtins.str
+    """1 to 128 of [A-Za-z0-9._-]."""
+    interval_s: _builtins.float
+    """Seconds until the next beat is due, 1 to 86400 [10]. After three times as long the producer counts as dead."""
+    status: _builtins.str
+    """What it does, for people. At most 256 bytes."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        producer_id: _builtins.str = ...,
+        interval_s: _builtins.float = ...,
+        status: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval_s", b"interval_s", "producer_id", b"producer_id", "run", b"run", "status", b"status", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeatRequest: _TypeAlias = BeatRequest  # noqa: Y015
+
+@_typing.final
+class BeatResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> _policy_pb2.Policy:
+        """The run's policy, for producers that do not watch it."""
+
+    def __init__(
+        self,
+        *,
+        policy: _policy_pb2.Policy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeatResponse: _TypeAlias = BeatResponse  # noqa: Y015
+
+@_typing.final
+class DiagnoseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    batch_size: _builtins.int
+    """The batch to look for, 1 to 65536."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        batch_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "run", b"run", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiagnoseRequest: _TypeAlias = DiagnoseRequest  # noqa: Y015
+
+@_typing.final
+class DiagnoseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READY_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    PRODUCERS_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    ready: _builtins.bool
+    """Whether NextBatch would answer at once."""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
+        """Most important first."""
+
+    @_builtins.property
+    def producers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Producer]: ...
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lease]: ...
+    @_builtins.property
+    def table(self) -> _table_pb2.Table: ...
+    def __init__(
+        self,
+        *,
+        ready: _builtins.bool = ...,
+        findings: _abc.Iterable[Global___Finding] | None = ...,
+        producers: _abc.Iterable[Global___Producer] | None = ...,
+        leases: _abc.Iterable[Global___Lease] | None = ...,
+        table: _table_pb2.Table | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["table", b"table"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "leases", b"leases", "producers", b"producers", "ready", b"ready", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiagnoseResponse: _TypeAlias = DiagnoseResponse  # noqa: Y015
+
+@_typing.final
+class Finding(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    severity: Global___Severity.ValueType
+    code: _builtins.str
+    """A word for programs: missing_groups, dead_producer, slow_producer, no_producers, leased_groups, stale_groups ..."""
+    text: _builtins.str
+    """A sentence for people, with figures and what to do."""
+    def __init__(
+        self,
+        *,
+        severity: Global___Severity.ValueType = ...,
+        code: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "severity", b"severity", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Finding: _TypeAlias = Finding  # noqa: Y015
+
+@_typing.final
+class Producer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCER_ID_FIELD_NUMBER: _builtins.int
+    FIRST_SEEN_MS_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_MS_FIELD_NUMBER: _builtins.int
+    LAST_INSERT_MS_FIELD_NUMBER: _builtins.int
+    INSERTED_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    INTERVAL_S_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    producer_id: _builtins.str
+    first_seen_ms: _builtins.int
+    """Milliseconds since the Unix epoch: first heard of, last heard of, last insert (0 = none)."""
+    last_seen_ms: _builtins.int
+    last_insert_ms: _builtins.int
+    inserted: _builtins.int
+    """Groups inserted, how many of them effective, and groups refused."""
+    effective: _builtins.int
+    refused: _builtins.int
+    interval_s: _builtins.float
+    """Seconds between its beats, as it says; 0 = it never beat."""
+    status: _builtins.str
+    health: Global___ProducerHealth.ValueType
+    def __init__(
+        self,
+        *,
+        producer_id: _builtins.str = ...,
+        first_seen_ms: _builtins.int = ...,
+        last_seen_ms: _builtins.int = ...,
+        last_insert_ms: _builtins.int = ...,
+        inserted: _builtins.int = ...,
+        effective: _builtins.int = ...,
+        refused: _builtins.int = ...,
+        interval_s: _builtins.float = ...,
+        status: _builtins.str = ...,
+        health: Global___ProducerHealth.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective", b"effective", "first_seen_ms", b"first_seen_ms", "health", b"health", "inserted", b"inserted", "interval_s", b"interval_s", "last_insert_ms", b"last_insert_ms", "last_seen_ms", b"last_seen_ms", "producer_id", b"producer_id", "refused", b"refused", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Producer: _TypeAlias = Producer  # noqa: Y015
+
+@_typing.final
+class Lease(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    FRESH_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.str
+    holder: _builtins.str
+    deadline_ms: _builtins.int
+    groups: _builtins.int
+    """Groups delivered under it, and fresh groups that it holds."""
+    fresh: _builtins.int
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        deadline_ms: _builtins.int = ...,
+        groups: _builtins.int = ...,
+        fresh: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "fresh", b"fresh", "groups", b"groups", "holder", b"holder", "lease_id", b"lease_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lease: _TypeAlias = Lease  # noqa: Y015
 
 @_typing.final
 class UpdatePrioritiesRequest(_message.Message):

@@ -76,6 +76,26 @@ class ReplayServiceStub(object):
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.RequestAdmissionRequest.SerializeToString,
                 response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.RequestAdmissionResponse.FromString,
                 _registered_method=True)
+        self.GetLineage = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/GetLineage',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.GetLineageRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.GetLineageResponse.FromString,
+                _registered_method=True)
+        self.ReplayStep = channel.unary_stream(
+                '/groupreplay.v1.ReplayService/ReplayStep',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.ReplayStepRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.FromString,
+                _registered_method=True)
+        self.Beat = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/Beat',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.BeatRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.BeatResponse.FromString,
+                _registered_method=True)
+        self.Diagnose = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/Diagnose',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.DiagnoseRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.DiagnoseResponse.FromString,
+                _registered_method=True)
         self.UpdatePriorities = channel.unary_unary(
                 '/groupreplay.v1.ReplayService/UpdatePriorities',
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.UpdatePrioritiesRequest.SerializeToString,
@@ -214,6 +234,34 @@ class ReplayServiceServicer(object):
 
     def RequestAdmission(self, request, context):
         """Waits until the table wants groups, and says how many this producer may generate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLineage(self, request, context):
+        """Says which groups a training step was given, and how they were drawn.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayStep(self, request, context):
+        """Serves the batch of a committed training step again, bit for bit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Beat(self, request, context):
+        """A producer says that it is there, and what it does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Diagnose(self, request, context):
+        """Says in plain words why a batch is, or is not, ready.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -369,6 +417,26 @@ def add_ReplayServiceServicer_to_server(servicer, server):
                     servicer.RequestAdmission,
                     request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.RequestAdmissionRequest.FromString,
                     response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.RequestAdmissionResponse.SerializeToString,
+            ),
+            'GetLineage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLineage,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.GetLineageRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.GetLineageResponse.SerializeToString,
+            ),
+            'ReplayStep': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReplayStep,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.ReplayStepRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.SerializeToString,
+            ),
+            'Beat': grpc.unary_unary_rpc_method_handler(
+                    servicer.Beat,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.BeatRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.BeatResponse.SerializeToString,
+            ),
+            'Diagnose': grpc.unary_unary_rpc_method_handler(
+                    servicer.Diagnose,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.DiagnoseRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.DiagnoseResponse.SerializeToString,
             ),
             'UpdatePriorities': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdatePriorities,
@@ -669,6 +737,114 @@ class ReplayService(object):
             '/groupreplay.v1.ReplayService/RequestAdmission',
             groupreplay_dot_v1_dot_replay__service__pb2.RequestAdmissionRequest.SerializeToString,
             groupreplay_dot_v1_dot_replay__service__pb2.RequestAdmissionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLineage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/GetLineage',
+            groupreplay_dot_v1_dot_replay__service__pb2.GetLineageRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.GetLineageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayStep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/ReplayStep',
+            groupreplay_dot_v1_dot_replay__service__pb2.ReplayStepRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Beat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/Beat',
+            groupreplay_dot_v1_dot_replay__service__pb2.BeatRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.BeatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Diagnose(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/Diagnose',
+            groupreplay_dot_v1_dot_replay__service__pb2.DiagnoseRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.DiagnoseResponse.FromString,
             options,
             channel_credentials,
             insecure,

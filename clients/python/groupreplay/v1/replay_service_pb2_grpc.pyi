@@ -51,6 +51,14 @@ class ReplayServiceStub:
     """Moves the deadline of a lease."""
     RequestAdmission: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.RequestAdmissionRequest, _replay_service_pb2.RequestAdmissionResponse]
     """Waits until the table wants groups, and says how many this producer may generate."""
+    GetLineage: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.GetLineageRequest, _replay_service_pb2.GetLineageResponse]
+    """Says which groups a training step was given, and how they were drawn."""
+    ReplayStep: _grpc.UnaryStreamMultiCallable[_replay_service_pb2.ReplayStepRequest, _replay_service_pb2.NextBatchResponse]
+    """Serves the batch of a committed training step again, bit for bit."""
+    Beat: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.BeatRequest, _replay_service_pb2.BeatResponse]
+    """A producer says that it is there, and what it does."""
+    Diagnose: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.DiagnoseRequest, _replay_service_pb2.DiagnoseResponse]
+    """Says in plain words why a batch is, or is not, ready."""
     UpdatePriorities: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.UpdatePrioritiesRequest, _replay_service_pb2.UpdatePrioritiesResponse]
     """Takes note of what callers found out about groups."""
     LocateGroups: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.LocateGroupsRequest, _replay_service_pb2.LocateGroupsResponse]
@@ -103,6 +111,14 @@ class ReplayServiceAsyncStub(ReplayServiceStub):
     """Moves the deadline of a lease."""
     RequestAdmission: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.RequestAdmissionRequest, _replay_service_pb2.RequestAdmissionResponse]  # type: ignore[assignment]
     """Waits until the table wants groups, and says how many this producer may generate."""
+    GetLineage: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.GetLineageRequest, _replay_service_pb2.GetLineageResponse]  # type: ignore[assignment]
+    """Says which groups a training step was given, and how they were drawn."""
+    ReplayStep: _aio.UnaryStreamMultiCallable[_replay_service_pb2.ReplayStepRequest, _replay_service_pb2.NextBatchResponse]  # type: ignore[assignment]
+    """Serves the batch of a committed training step again, bit for bit."""
+    Beat: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.BeatRequest, _replay_service_pb2.BeatResponse]  # type: ignore[assignment]
+    """A producer says that it is there, and what it does."""
+    Diagnose: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.DiagnoseRequest, _replay_service_pb2.DiagnoseResponse]  # type: ignore[assignment]
+    """Says in plain words why a batch is, or is not, ready."""
     UpdatePriorities: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.UpdatePrioritiesRequest, _replay_service_pb2.UpdatePrioritiesResponse]  # type: ignore[assignment]
     """Takes note of what callers found out about groups."""
     LocateGroups: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.LocateGroupsRequest, _replay_service_pb2.LocateGroupsResponse]  # type: ignore[assignment]
@@ -200,6 +216,38 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_replay_service_pb2.RequestAdmissionResponse, _abc.Awaitable[_replay_service_pb2.RequestAdmissionResponse]]:
         """Waits until the table wants groups, and says how many this producer may generate."""
+
+    @_abc_1.abstractmethod
+    def GetLineage(
+        self,
+        request: _replay_service_pb2.GetLineageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.GetLineageResponse, _abc.Awaitable[_replay_service_pb2.GetLineageResponse]]:
+        """Says which groups a training step was given, and how they were drawn."""
+
+    @_abc_1.abstractmethod
+    def ReplayStep(
+        self,
+        request: _replay_service_pb2.ReplayStepRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_replay_service_pb2.NextBatchResponse], _abc.AsyncIterator[_replay_service_pb2.NextBatchResponse]]:
+        """Serves the batch of a committed training step again, bit for bit."""
+
+    @_abc_1.abstractmethod
+    def Beat(
+        self,
+        request: _replay_service_pb2.BeatRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.BeatResponse, _abc.Awaitable[_replay_service_pb2.BeatResponse]]:
+        """A producer says that it is there, and what it does."""
+
+    @_abc_1.abstractmethod
+    def Diagnose(
+        self,
+        request: _replay_service_pb2.DiagnoseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.DiagnoseResponse, _abc.Awaitable[_replay_service_pb2.DiagnoseResponse]]:
+        """Says in plain words why a batch is, or is not, ready."""
 
     @_abc_1.abstractmethod
     def UpdatePriorities(

@@ -174,6 +174,31 @@ STALENESS_WITHHOLD: StalenessRule.ValueType  # 3
 """They stay without being delivered, and count against the capacities."""
 Global___StalenessRule: _TypeAlias = StalenessRule  # noqa: Y015
 
+class _Durability:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
+    DURABILITY_MEMORY: _Durability.ValueType  # 1
+    """Redis has it in memory."""
+    DURABILITY_AOF: _Durability.ValueType  # 2
+    """It is in the append-only file, synced to disk."""
+    DURABILITY_REPLICAS: _Durability.ValueType  # 3
+    """A replica has it as well."""
+
+class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper): ...
+
+DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
+DURABILITY_MEMORY: Durability.ValueType  # 1
+"""Redis has it in memory."""
+DURABILITY_AOF: Durability.ValueType  # 2
+"""It is in the append-only file, synced to disk."""
+DURABILITY_REPLICAS: Durability.ValueType  # 3
+"""A replica has it as well."""
+Global___Durability: _TypeAlias = Durability  # noqa: Y015
+
 class _GroupState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -235,6 +260,9 @@ class TableConfig(_message.Message):
     RATE_LIMIT_FIELD_NUMBER: _builtins.int
     GROUPS_PER_VERSION_FIELD_NUMBER: _builtins.int
     REPLAY_INEFFECTIVE_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    LINEAGE_STEPS_FIELD_NUMBER: _builtins.int
+    LINEAGE_PAYLOAD_STEPS_FIELD_NUMBER: _builtins.int
     fill: Global___Fill.ValueType
     """What takes the slots of ineffective groups [FILL_REPLAY]."""
     sampler: Global___Sampler.ValueType
@@ -294,6 +322,14 @@ class TableConfig(_message.Message):
     """
     replay_ineffective: _builtins.bool
     """Whether groups without reward variance join replay too; for ablations."""
+    durability: Global___Durability.ValueType
+    """What an acknowledged insert or commit has reached [DURABILITY_MEMORY]."""
+    lineage_steps: _builtins.int
+    """Committed training steps whose lineage is kept: groups, versions, probabilities, seed [1000]."""
+    lineage_payload_steps: _builtins.int
+    """Of these, the newest whose groups stay readable after they left the table, so that ReplayStep serves their batches
+    again; they take memory until then [0].
+    """
     @_builtins.property
     def rate_limit(self) -> Global___RateLimit:
         """Under FILL_SAMPLE: how inserts and samples hold each other back [not at all]."""
@@ -328,10 +364,13 @@ class TableConfig(_message.Message):
         rate_limit: Global___RateLimit | None = ...,
         groups_per_version: _builtins.int | None = ...,
         replay_ineffective: _builtins.bool = ...,
+        durability: Global___Durability.ValueType = ...,
+        lineage_steps: _builtins.int | None = ...,
+        lineage_payload_steps: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_ahead_groups", b"_ahead_groups", "_alpha", b"_alpha", "_capacity_bytes", b"_capacity_bytes", "_ess_alpha", b"_ess_alpha", "_groups_per_version", b"_groups_per_version", "_importance_beta", b"_importance_beta", "_kl_decay", b"_kl_decay", "_max_kl", b"_max_kl", "_max_staleness", b"_max_staleness", "_max_times_sampled", b"_max_times_sampled", "_min_reward_std", b"_min_reward_std", "_recency_decay", b"_recency_decay", "_ttl_s", b"_ttl_s", "_use_decay", b"_use_decay", "ahead_groups", b"ahead_groups", "alpha", b"alpha", "capacity_bytes", b"capacity_bytes", "ess_alpha", b"ess_alpha", "groups_per_version", b"groups_per_version", "importance_beta", b"importance_beta", "kl_decay", b"kl_decay", "max_kl", b"max_kl", "max_staleness", b"max_staleness", "max_times_sampled", b"max_times_sampled", "min_reward_std", b"min_reward_std", "rate_limit", b"rate_limit", "recency_decay", b"recency_decay", "ttl_s", b"ttl_s", "use_decay", b"use_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ahead_groups", b"_ahead_groups", "_alpha", b"_alpha", "_capacity_bytes", b"_capacity_bytes", "_ess_alpha", b"_ess_alpha", "_groups_per_version", b"_groups_per_version", "_importance_beta", b"_importance_beta", "_kl_decay", b"_kl_decay", "_lineage_steps", b"_lineage_steps", "_max_kl", b"_max_kl", "_max_staleness", b"_max_staleness", "_max_times_sampled", b"_max_times_sampled", "_min_reward_std", b"_min_reward_std", "_recency_decay", b"_recency_decay", "_ttl_s", b"_ttl_s", "_use_decay", b"_use_decay", "ahead_groups", b"ahead_groups", "alpha", b"alpha", "capacity_bytes", b"capacity_bytes", "ess_alpha", b"ess_alpha", "groups_per_version", b"groups_per_version", "importance_beta", b"importance_beta", "kl_decay", b"kl_decay", "lineage_steps", b"lineage_steps", "max_kl", b"max_kl", "max_staleness", b"max_staleness", "max_times_sampled", b"max_times_sampled", "min_reward_std", b"min_reward_std", "rate_limit", b"rate_limit", "recency_decay", b"recency_decay", "ttl_s", b"ttl_s", "use_decay", b"use_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ahead_groups", b"_ahead_groups", "_alpha", b"_alpha", "_capacity_bytes", b"_capacity_bytes", "_ess_alpha", b"_ess_alpha", "_groups_per_version", b"_groups_per_version", "_importance_beta", b"_importance_beta", "_kl_decay", b"_kl_decay", "_max_kl", b"_max_kl", "_max_staleness", b"_max_staleness", "_max_times_sampled", b"_max_times_sampled", "_min_reward_std", b"_min_reward_std", "_recency_decay", b"_recency_decay", "_ttl_s", b"_ttl_s", "_use_decay", b"_use_decay", "ahead_groups", b"ahead_groups", "allow_repeated_prompts", b"allow_repeated_prompts", "alpha", b"alpha", "capacity_bytes", b"capacity_bytes", "ess_alpha", b"ess_alpha", "fill", b"fill", "fresh_capacity", b"fresh_capacity", "groups_per_version", b"groups_per_version", "importance_beta", b"importance_beta", "keep_ineffective_payload", b"keep_ineffective_payload", "kl_decay", b"kl_decay", "max_group_bytes", b"max_group_bytes", "max_kl", b"max_kl", "max_staleness", b"max_staleness", "max_times_sampled", b"max_times_sampled", "min_reward_std", b"min_reward_std", "min_staleness", b"min_staleness", "priority", b"priority", "rate_limit", b"rate_limit", "recency_decay", b"recency_decay", "remover", b"remover", "replay_capacity", b"replay_capacity", "replay_ineffective", b"replay_ineffective", "sampler", b"sampler", "staleness_rule", b"staleness_rule", "ttl_s", b"ttl_s", "use_decay", b"use_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ahead_groups", b"_ahead_groups", "_alpha", b"_alpha", "_capacity_bytes", b"_capacity_bytes", "_ess_alpha", b"_ess_alpha", "_groups_per_version", b"_groups_per_version", "_importance_beta", b"_importance_beta", "_kl_decay", b"_kl_decay", "_lineage_steps", b"_lineage_steps", "_max_kl", b"_max_kl", "_max_staleness", b"_max_staleness", "_max_times_sampled", b"_max_times_sampled", "_min_reward_std", b"_min_reward_std", "_recency_decay", b"_recency_decay", "_ttl_s", b"_ttl_s", "_use_decay", b"_use_decay", "ahead_groups", b"ahead_groups", "allow_repeated_prompts", b"allow_repeated_prompts", "alpha", b"alpha", "capacity_bytes", b"capacity_bytes", "durability", b"durability", "ess_alpha", b"ess_alpha", "fill", b"fill", "fresh_capacity", b"fresh_capacity", "groups_per_version", b"groups_per_version", "importance_beta", b"importance_beta", "keep_ineffective_payload", b"keep_ineffective_payload", "kl_decay", b"kl_decay", "lineage_payload_steps", b"lineage_payload_steps", "lineage_steps", b"lineage_steps", "max_group_bytes", b"max_group_bytes", "max_kl", b"max_kl", "max_staleness", b"max_staleness", "max_times_sampled", b"max_times_sampled", "min_reward_std", b"min_reward_std", "min_staleness", b"min_staleness", "priority", b"priority", "rate_limit", b"rate_limit", "recency_decay", b"recency_decay", "remover", b"remover", "replay_capacity", b"replay_capacity", "replay_ineffective", b"replay_ineffective", "sampler", b"sampler", "staleness_rule", b"staleness_rule", "ttl_s", b"ttl_s", "use_decay", b"use_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ahead_groups: _TypeAlias = _typing.Literal["ahead_groups"]  # noqa: Y015
     _WhichOneofArgType__ahead_groups: _TypeAlias = _typing.Literal["_ahead_groups", b"_ahead_groups"]  # noqa: Y015
@@ -347,6 +386,8 @@ class TableConfig(_message.Message):
     _WhichOneofArgType__importance_beta: _TypeAlias = _typing.Literal["_importance_beta", b"_importance_beta"]  # noqa: Y015
     _WhichOneofReturnType__kl_decay: _TypeAlias = _typing.Literal["kl_decay"]  # noqa: Y015
     _WhichOneofArgType__kl_decay: _TypeAlias = _typing.Literal["_kl_decay", b"_kl_decay"]  # noqa: Y015
+    _WhichOneofReturnType__lineage_steps: _TypeAlias = _typing.Literal["lineage_steps"]  # noqa: Y015
+    _WhichOneofArgType__lineage_steps: _TypeAlias = _typing.Literal["_lineage_steps", b"_lineage_steps"]  # noqa: Y015
     _WhichOneofReturnType__max_kl: _TypeAlias = _typing.Literal["max_kl"]  # noqa: Y015
     _WhichOneofArgType__max_kl: _TypeAlias = _typing.Literal["_max_kl", b"_max_kl"]  # noqa: Y015
     _WhichOneofReturnType__max_staleness: _TypeAlias = _typing.Literal["max_staleness"]  # noqa: Y015
@@ -375,6 +416,8 @@ class TableConfig(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__importance_beta) -> _WhichOneofReturnType__importance_beta | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kl_decay) -> _WhichOneofReturnType__kl_decay | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lineage_steps) -> _WhichOneofReturnType__lineage_steps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_kl) -> _WhichOneofReturnType__max_kl | None: ...
     @_typing.overload

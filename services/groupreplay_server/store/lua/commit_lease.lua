@@ -68,6 +68,7 @@ local function leave_or_join(id, fact)
   end
 end
 
+log_step(step, lease_id, lease)
 for _, entry in ipairs(lease.entries) do
   local id, is_replay = entry[1], entry[2] == 1
   local fact = read_fact(id)

@@ -121,6 +121,12 @@ local function is_own(group)
   return fact and fact.payload_ref == group.payload_ref
 end
 
+local heard = {} -- producer_id -> what this call changed
+local function note_producer(producer_id, what)
+  heard[producer_id] = heard[producer_id] or { inserted = 0, effective = 0, refused = 0 }
+  heard[producer_id][what] = heard[producer_id][what] + 1
+end
+
 local results, inserted = {}, 0
 for i = 4, #ARGV, 11 do
   local group = {
@@ -138,16 +144,24 @@ for i = 4, #ARGV, 11 do
     if refused then
       local event = 'refused_' .. string.lower(string.match(refused, '^%S+'))
       count(event, 1)
+      note_producer(group.producer_id, 'refused')
       count_task(event, group.task)
     else
       insert(group)
       use_admission(group.producer_id)
+      note_producer(group.producer_id, 'inserted')
+      if group.effective then
+        note_producer(group.producer_id, 'effective')
+      end
       inserted = inserted + 1
     end
     results[#results + 1] = refused or 'INSERTED'
   end
 end
 
+for producer_id, changes in pairs(heard) do
+  hear(producer_id, changes)
+end
 if inserted > 0 then
   redis.call('HSET', state, 'last_insert_ms', now_ms)
   if limits.fill == 'sample' then

@@ -66,6 +66,61 @@ local function expire_groups()
   end
 end
 
+-- Let go of the payloads of a logged step. Returns its record.
+local function unpin_step(step)
+  local record = cmsgpack.unpack(redis.call('HGET', lineage, step))
+  if record.pinned then
+    for _, entry in ipairs(record.entries) do
+      unpin(entry[1], read_fact(entry[1]))
+    end
+    record.pinned = false
+  end
+  return record
+end
+
+local function forget_step(step)
+  unpin_step(step)
+  redis.call('HDEL', lineage, step)
+  redis.call('ZREM', logged, step)
+end
+
+local function forget_steps_after(step)
+  for _, undone in ipairs(redis.call('ZRANGE', logged, '(' .. string.format('%.0f', step), '+inf', 'BYSCORE')) do
+    forget_step(undone)
+  end
+end
+
+-- Write down which groups a step was given; keep those of the newest steps readable.
+local function log_step(step, lease_id, lease)
+  if limits.lineage_steps == 0 then
+    return
+  end
+  local name, pinned = string.format('%.0f', step), limits.lineage_payload_steps > 0
+  if pinned then
+    for _, entry in ipairs(lease.entries) do
+      pinned = pinned and redis.call('HEXISTS', facts, entry[1]) == 1
+    end
+    for _, entry in ipairs(pinned and lease.entries or {}) do
+      redis.call('HINCRBY', pins, entry[1], 1)
+    end
+  end
+  redis.call('HSET', lineage, name, cmsgpack.pack({
+    lease_id = lease_id, holder = lease.holder, deadline_ms = lease.deadline_ms, version = lease.version,
+    batch_size = lease.batch_size, fresh_effective = lease.fresh_effective, consumed = lease.consumed,
+    entries = lease.entries, seed = lease.seed, committed_ms = now_ms, pinned = pinned,
+  }))
+  redis.call('ZADD', logged, step, name)
+  if limits.lineage_payload_steps > 0 then
+    local first_unkept = -limits.lineage_payload_steps - 1
+    for _, old in ipairs(redis.call('ZRANGE', logged, first_unkept, first_unkept)) do
+      redis.call('HSET', lineage, old, cmsgpack.pack(unpin_step(old)))
+    end
+  end
+  for _, old in ipairs(redis.call('ZRANGE', logged, 0, -limits.lineage_steps - 1)) do
+    forget_step(old)
+  end
+end
+
 -- The trainer went back to an older checkpoint since this table was last looked at: leases of the steps that are undone
 -- end, steps may be committed anew, and groups of policy versions that are undone leave.
 local function follow_rewinds()
@@ -80,6 +135,7 @@ local function follow_rewinds()
   for rewind = tonumber(known) + 1, tonumber(rewinds) do
     step = math.min(step, tonumber(redis.call('HGET', policy, 'step_of_rewind:' .. rewind)))
   end
+  forget_steps_after(step)
   for _, lease_id in ipairs(redis.call('ZRANGE', steps, '(' .. string.format('%.0f', step), '+inf', 'BYSCORE')) do
     redis.call('ZREM', steps, lease_id)
     redis.call('HDEL', records, lease_id)
@@ -114,6 +170,28 @@ local function locate(id)
     return 'replay'
   end
   return redis.call('ZSCORE', seen, id) and 'gone' or 'unknown'
+end
+
+-- Take note that a producer let itself be heard; `changes` are added to its counts or replace what it said of itself.
+local function hear(producer_id, changes)
+  if producer_id == '' then
+    return
+  end
+  local packed = redis.call('HGET', producers, producer_id)
+  if not packed and redis.call('HLEN', producers) >= PRODUCERS_KEPT then
+    local all = redis.call('HGETALL', producers)
+    for i = 1, #all, 2 do
+      if now_ms - cmsgpack.unpack(all[i + 1])[2] > REMEMBER_MS / 24 then
+        redis.call('HDEL', producers, all[i])
+      end
+    end
+  end
+  local known = packed and cmsgpack.unpack(packed) or { now_ms, now_ms, 0, 0, 0, 0, 0, '' }
+  local inserted = changes.inserted or 0
+  redis.call('HSET', producers, producer_id, cmsgpack.pack({
+    known[1], now_ms, inserted > 0 and now_ms or known[3], known[4] + inserted, known[5] + (changes.effective or 0),
+    known[6] + (changes.refused or 0), changes.interval_s or known[7], changes.status or known[8],
+  }))
 end
 
 -- Fresh groups wanted by the NextBatch calls that wait now. A call whose server died is forgotten at its deadline.

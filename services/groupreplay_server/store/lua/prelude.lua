@@ -19,7 +19,7 @@ local headers = KEYS[17]  -- hash  group_id -> serialized GroupHeader
 local facts = KEYS[18]    -- hash  group_id -> packed, as unpack_fact reads it; never changes
 local marks = KEYS[19]    -- hash  group_id -> packed {priority, kl, ess}, as callers fed back; false = not yet
 local uses = KEYS[20]     -- hash  group_id -> deliveries that were not given back
-local pins = KEYS[21]     -- hash  group_id -> live leases that hold it as replay
+local pins = KEYS[21]     -- hash  group_id -> live leases that hold it as replay, and steps whose payloads are kept
 local returns = KEYS[22]  -- hash  group_id -> times it came back uncommitted
 local leased = KEYS[23]   -- hash  group_id -> lease_id: fresh groups in live leases
 local leases = KEYS[24]   -- zset  lease_id -> deadline: live leases
@@ -30,6 +30,9 @@ local seen = KEYS[28]     -- zset  group_id -> time it left
 local waiting = KEYS[29]  -- hash  call_id -> packed {fresh groups wanted, deadline}: NextBatch calls that wait
 local admitted = KEYS[30] -- hash  producer_id -> packed {groups, deadline, version}: admissions not yet inserted
 local garbage = KEYS[31]  -- zset  group_id/payload_ref -> time its last use ended
+local lineage = KEYS[32]  -- hash  training step -> packed record of its batch
+local logged = KEYS[33]   -- zset  training step -> itself: those in lineage
+local producers = KEYS[34] -- hash  producer_id -> packed {first, last heard, last insert, counts, interval_s, status}
 
 local now_ms = tonumber(ARGV[1]) -- wall clock of the caller
 local topic = ARGV[2]            -- run/table, for wake-ups
@@ -40,6 +43,7 @@ local REMEMBER_MS = 86400000 -- how long an id that left, and an ended lease, ar
 local STEPS_KEPT = 10000
 local PAGE = 256
 local AT_ONCE = 100          -- expired leases or groups that one call clears away
+local PRODUCERS_KEPT = 10000 -- beyond, those unheard of for an hour are forgotten
 local TASKS_KEPT = 1024      -- distinct event:task counts; further tasks are counted together
 
 local function fail(reason, ...)

@@ -9,6 +9,7 @@ if not limits.fill then
   return no_such_table()
 end
 catch_up()
+hear(producer_id, {})
 
 local outstanding, given_up = 0, 0
 local next_end = tonumber(redis.call('ZRANGE', leases, 0, 0, 'WITHSCORES')[2] or 0)

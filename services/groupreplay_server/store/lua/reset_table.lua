@@ -7,6 +7,7 @@ catch_up()
 for _, lease_id in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
   give_back(lease_id, cmsgpack.unpack(redis.call('HGET', records, lease_id)), 'released')
 end
+forget_steps_after(-1)
 local removed = redis.call('ZCARD', fresh) + redis.call('ZCARD', recency)
 local function leave(id, fact)
   discard(id, fact, 'reset')

@@ -26,6 +26,12 @@ if limits.ttl_s and not had_ttl then
 elseif not limits.ttl_s then
   redis.call('DEL', born)
 end
+for _, step in ipairs(redis.call('ZRANGE', logged, 0, -limits.lineage_payload_steps - 1)) do
+  redis.call('HSET', lineage, step, cmsgpack.pack(unpin_step(step)))
+end
+for _, step in ipairs(redis.call('ZRANGE', logged, 0, -limits.lineage_steps - 1)) do
+  forget_step(step)
+end
 wake('fresh', redis.call('ZCARD', fresh))
 wake('replay', redis.call('ZCARD', recency))
 wake('demand', 0)
