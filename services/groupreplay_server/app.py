@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from groupreplay_server.store.redis_store import RedisStore
 from groupreplay_server.wakeups import WakeUps
 
 _log = logging.getLogger(__name__)
+_CANCEL_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +91,7 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
             wakeups.close()
             await grpc_server.stop(settings.drain_s)
             http_server.stop()
-            for task in background:
-                task.cancel()
+            await _end(background)
 
 
 def _redis_settings(settings: ServerSettings) -> tuple[RedisAccess, WaitLimits]:
@@ -99,6 +99,15 @@ def _redis_settings(settings: ServerSettings) -> tuple[RedisAccess, WaitLimits]:
         return settings.redis_access(), settings.wait_limits()
     except ValueError as error:
         raise OSError(f"the settings of Redis cannot be used: {error}") from error
+
+
+async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended: redis-py swallows a cancellation that comes while a connection breaks."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
 
 
 def _with_port(address: str, port: int) -> str:
