@@ -28,7 +28,7 @@ def test_help_lists_all_commands() -> None:
     for name, command in COMMANDS.items():
         assert name in ran.stdout
         assert command.summary in ran.stdout
-    assert "Start with `groupreplay demo`" in ran.stdout
+    assert "Start with groupreplay demo" in ran.stdout
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,10 @@ async def test_a_warm_start_succeeds_now_and_then_and_leaves_most_to_learn(
 
 @pytest.mark.slow
 def test_the_script_makes_the_same_checkpoint_from_the_same_seed(tmp_path: Path) -> None:
-    """To the byte, so that what is in the package can be made again; another seed gives another."""
+    """To the byte, so that what is in the package can be made again."""
     made = []
-    for number, seed in enumerate((0, 0, 1)):
-        folder = tmp_path / str(number)
-        flags = ["--task", "addition", "--steps", "2", "--seed", str(seed), "--output-dir", str(folder)]
+    for name in ("first", "second"):
+        flags = ["--task", "addition", "--steps", "2", "--output-dir", str(tmp_path / name)]
         subprocess.run([sys.executable, str(SCRIPT), *flags], check=True, timeout=100)
-        made.append((folder / "addition.safetensors").read_bytes())
-    assert made[0] == made[1] != made[2]
+        made.append((tmp_path / name / "addition.safetensors").read_bytes())
+    assert made[0] == made[1]
