@@ -1,5 +1,6 @@
 """Runs the whole loop on this machine: service with its own Redis, trainer, generator and evaluator, each a process."""
 
+import math
 import shutil
 import socket
 import time
@@ -179,7 +180,7 @@ class Run:
         return {
             "--task": self._settings.task,
             "--output": self._folder / "evaluations.jsonl",
-            "--every": max(1, steps // 12),
+            "--every": math.ceil(steps / 12),
             "--last-version": steps,
             "--seed": _EVALUATION_SEED,
             "--threads": 1,

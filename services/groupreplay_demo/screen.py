@@ -76,7 +76,7 @@ class Screen:
             if last and last["effective_ratio"] is not None
             else "-",
             "batch": (
-                f"{last['fresh_effective']} fresh + {last['refilled']} refilled, {last['shortfall']} short"
+                f"{last['groups'] - last['refilled']} fresh + {last['refilled']} refilled, {last['shortfall']} short"
                 if last
                 else "waiting for the first"
             ),

@@ -40,9 +40,9 @@ def processes_of(run_dir: Path) -> dict[int, str]:
     return {int(pid): arguments for pid, arguments in lines}
 
 
-def finished(demo: subprocess.Popen[str], status: int = 0) -> str:
+def finished(demo: subprocess.Popen[str], status: int = 0, *, timeout_s: float = 110) -> str:
     """Wait for the demo to end with this status; return what it printed."""
-    output, _ = demo.communicate(timeout=110)
+    output, _ = demo.communicate(timeout=timeout_s)
     assert demo.returncode == status, output
     return output
 
@@ -70,6 +70,17 @@ def test_the_demo_ends_with_a_table_a_picture_and_a_summary(tmp_path: Path) -> N
     ):
         assert figure in output
     assert processes_of(run_dir) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_as_it_comes_more_than_doubles_the_held_out_accuracy(tmp_path: Path) -> None:
+    """Without any setting, in a few minutes on two cores: what the README promises."""
+    run_dir = tmp_path / "demo"
+    output = finished(start_demo(run_dir, *FREE_PORTS), timeout_s=880)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["accuracy_end"] > 2 * summary["accuracy_start"] > 0, output
+    assert (summary["lost_groups"], summary["trained_twice"]) == (0, 0), output
 
 
 @pytest.mark.slow
