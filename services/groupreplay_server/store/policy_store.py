@@ -1,5 +1,7 @@
 """What belongs to a run rather than to a table: its policy clock and its quota."""
 
+from collections.abc import Callable
+
 from redis.asyncio import Redis
 
 from groupreplay.errors import FuturePolicyVersionError, UnknownRunError
@@ -14,9 +16,10 @@ from groupreplay_server.store.scripts import Value, call_script
 class PolicyStore:
     """Policy clocks and quotas."""
 
-    def __init__(self, redis: Redis) -> None:
-        """Use this client, which decodes nothing; the caller opens and closes it."""
+    def __init__(self, redis: Redis, clock: Callable[[], int] = now_ms) -> None:
+        """Use this client, which decodes nothing; the caller opens and closes it. clock returns Unix milliseconds."""
         self._redis = redis
+        self._now_ms = clock
 
     async def advance(self, policy: Policy) -> Policy:
         """Move a run's policy clock forward; return where it stands."""
@@ -29,7 +32,7 @@ class PolicyStore:
     async def _move(self, script: str, policy: Policy, more: dict[str, Value]) -> Policy:
         keys = RunKeys(policy.run)
         values: dict[str, Value] = {
-            "now_ms": now_ms(),
+            "now_ms": self._now_ms(),
             "run": policy.run,
             "version": policy.version,
             "weights_uri": policy.weights_uri,

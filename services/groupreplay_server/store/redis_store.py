@@ -1,8 +1,8 @@
 """Tables, groups, leases and policy clocks in Redis: each operation is one atomic script."""
 
-import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
+from secrets import token_hex
 from typing import Any, cast
 
 from redis.asyncio import Redis
@@ -35,13 +35,25 @@ from groupreplay_server.store.scripts import call_script
 _GARBAGE_PAGE = 256
 
 
+def random_seed() -> str:
+    """Return 32 hexadecimal digits that nobody can foresee."""
+    return token_hex(16)
+
+
 class RedisStore:
     """All that is kept, by use case. Redis errors come out as GroupReplayError."""
 
-    def __init__(self, redis: Redis) -> None:
-        """Use this client, which decodes nothing; the caller opens and closes it."""
+    def __init__(
+        self, redis: Redis, clock: Callable[[], int] = now_ms, new_seed: Callable[[], str] = random_seed
+    ) -> None:
+        """Use this client, which decodes nothing; the caller opens and closes it.
+
+        clock returns Unix milliseconds; new_seed returns the 32 hexadecimal digits that a call draws with.
+        """
         self._redis = redis
-        self.policies = PolicyStore(redis)
+        self._now_ms = clock
+        self._new_seed = new_seed
+        self.policies = PolicyStore(redis, clock)
 
     async def ping(self) -> None:
         """Raise StoreUnavailableError unless Redis answers."""
@@ -59,7 +71,7 @@ class RedisStore:
             pipeline.sadd(RunKeys(run).tables, table)
             records = config_to_fields(config).items()
             created, found = await call_script(
-                self._redis, "create_table", keys.all(), _shared(keys), records, pipeline=pipeline
+                self._redis, "create_table", keys.all(), self._shared(keys), records, pipeline=pipeline
             )
         existing = config_from_fields(pairs(found))
         if existing != config:
@@ -77,7 +89,7 @@ class RedisStore:
         """Return the table's state at one moment."""
         keys = TableKeys(run, table)
         with translated_errors():
-            reply = await call_script(self._redis, "describe_table", keys.all(), _shared(keys))
+            reply = await call_script(self._redis, "describe_table", keys.all(), self._shared(keys))
         config, version, fresh, replay, leased, leases, state_pairs, counters, missing, tasks = reply
         state = pairs(state_pairs)
         return Table(
@@ -101,13 +113,13 @@ class RedisStore:
         """Change the limits of a table; what must not change is the caller's to check."""
         keys = TableKeys(run, table)
         with translated_errors():
-            await call_script(self._redis, "update_table", keys.all(), _shared(keys), changed_fields(config))
+            await call_script(self._redis, "update_table", keys.all(), self._shared(keys), changed_fields(config))
 
     async def reset_table(self, run: str, table: str) -> int:
         """Remove every group of a table; return how many."""
         keys = TableKeys(run, table)
         with translated_errors():
-            return int(await call_script(self._redis, "reset_table", keys.all(), _shared(keys)))
+            return int(await call_script(self._redis, "reset_table", keys.all(), self._shared(keys)))
 
     async def list_tables(self, run: str = "") -> list[tuple[str, str]]:
         """Return (run, table) of every table, or of one run's."""
@@ -126,7 +138,7 @@ class RedisStore:
     async def insert_groups(self, run: str, table: str, groups: Sequence[IncomingGroup]) -> list[InsertResult]:
         """Store groups as fresh, in order; each is inserted, found to be a duplicate, or refused with its reason."""
         keys = TableKeys(run, table)
-        refs = [secrets.token_hex(8) if group.payload is not None else "" for group in groups]
+        refs = [token_hex(8) if group.payload is not None else "" for group in groups]
         payload_keys = [keys.payload(f"{group.group_id}/{ref}") for group, ref in zip(groups, refs, strict=True)]
         try:
             with translated_errors():
@@ -136,7 +148,7 @@ class RedisStore:
                         pipeline.set(payload_key, group.payload)
                 records = [_insert_record(group, ref) for group, ref in zip(groups, refs, strict=True)]
                 replies = await call_script(
-                    self._redis, "insert_groups", keys.all(), _shared(keys), records, pipeline=pipeline
+                    self._redis, "insert_groups", keys.all(), self._shared(keys), records, pipeline=pipeline
                 )
         except GroupReplayError as error:
             if not isinstance(error, StoreUnavailableError):  # then the index may name them
@@ -155,7 +167,7 @@ class RedisStore:
         keys = TableKeys(run, table)
         with translated_errors():
             states = await call_script(
-                self._redis, "locate_groups", keys.all(), _shared(keys), [(group_id,) for group_id in group_ids]
+                self._redis, "locate_groups", keys.all(), self._shared(keys), [(group_id,) for group_id in group_ids]
             )
         return [GroupState(state.decode()) for state in states]
 
@@ -164,14 +176,14 @@ class RedisStore:
         keys = TableKeys(run, table)
         records = [(group_id,) for group_id in group_ids]
         with translated_errors():
-            return sum(await call_script(self._redis, "delete_groups", keys.all(), _shared(keys), records))
+            return sum(await call_script(self._redis, "delete_groups", keys.all(), self._shared(keys), records))
 
     async def read_groups(self, run: str, table: str, group_ids: Sequence[str]) -> list[ReadGroup]:
         """Return the groups that the table holds, without taking them."""
         keys = TableKeys(run, table)
         records = [(group_id,) for group_id in group_ids]
         with translated_errors():
-            replies = await call_script(self._redis, "read_groups", keys.all(), _shared(keys), records)
+            replies = await call_script(self._redis, "read_groups", keys.all(), self._shared(keys), records)
         return [
             ReadGroup(group_id, reply[1], reply[2].decode(), reply[3], reply[4])
             for group_id, reply in zip(group_ids, replies, strict=True)
@@ -183,7 +195,7 @@ class RedisStore:
         keys = TableKeys(run, table)
         records = feedback_records(feedback)
         with translated_errors():
-            found = await call_script(self._redis, "update_priorities", keys.all(), _shared(keys), records)
+            found = await call_script(self._redis, "update_priorities", keys.all(), self._shared(keys), records)
         return [item.group_id for item, known in zip(feedback, found, strict=True) if not known]
 
     async def read_payloads(self, run: str, table: str, groups: Sequence[LeasedGroup | ReadGroup]) -> list[bytes]:
@@ -221,7 +233,7 @@ class RedisStore:
     ) -> LeasedBatch | BatchNotReady:
         """Lease the next batch, or say what is missing and let admission know that this call waits for wait_ms."""
         keys = TableKeys(run, table)
-        shared = _shared(keys)
+        shared = self._shared(keys)
         values = {
             **shared,
             "lease_id": lease_id,
@@ -239,7 +251,7 @@ class RedisStore:
     ) -> LeasedBatch | BatchNotReady:
         """Lease a draw of replay groups, or say how many are there."""
         keys = TableKeys(run, table)
-        shared = _shared(keys)
+        shared = self._shared(keys)
         values = {
             **shared,
             "lease_id": lease_id,
@@ -265,7 +277,7 @@ class RedisStore:
                 self._redis,
                 "commit_lease",
                 keys.all(),
-                {**_shared(keys), "lease_id": lease_id, "step": step},
+                {**self._shared(keys), "lease_id": lease_id, "step": step},
                 feedback_records(feedback),
             )
         return bool(repeated)
@@ -275,13 +287,15 @@ class RedisStore:
         keys = TableKeys(run, table)
         with translated_errors():
             return int(
-                await call_script(self._redis, "release_lease", keys.all(), {**_shared(keys), "lease_id": lease_id})
+                await call_script(
+                    self._redis, "release_lease", keys.all(), {**self._shared(keys), "lease_id": lease_id}
+                )
             )
 
     async def extend_lease(self, run: str, table: str, *, lease_id: str, lease_ms: int) -> int:
         """Move the deadline of a live lease; return it."""
         keys = TableKeys(run, table)
-        values = {**_shared(keys), "lease_id": lease_id, "deadline_ms": now_ms() + lease_ms}
+        values = {**self._shared(keys), "lease_id": lease_id, "deadline_ms": self._now_ms() + lease_ms}
         with translated_errors():
             return int(await call_script(self._redis, "extend_lease", keys.all(), values))
 
@@ -291,10 +305,10 @@ class RedisStore:
         """Grant a producer groups; return how many, and when a lease or another grant ends (0 = none)."""
         keys = TableKeys(run, table)
         values = {
-            **_shared(keys),
+            **self._shared(keys),
             "producer_id": producer_id,
             "max_groups": max_groups,
-            "until_ms": now_ms() + admission_ms,
+            "until_ms": self._now_ms() + admission_ms,
         }
         with translated_errors():
             granted, next_end_ms = await call_script(self._redis, "request_admission", keys.all(), values)
@@ -313,15 +327,14 @@ class RedisStore:
                 removed += len(members)
         return removed
 
+    def _shared(self, keys: TableKeys) -> dict[str, Any]:
+        return {"now_ms": self._now_ms(), "topic": keys.topic, "seed": self._new_seed()}
+
     async def _unlink(self, payload_keys: Iterable[str]) -> None:
         names = list(payload_keys)
         if names:
             with translated_errors():
                 await self._redis.unlink(*names)
-
-
-def _shared(keys: TableKeys) -> dict[str, Any]:
-    return {"now_ms": now_ms(), "topic": keys.topic, "seed": secrets.token_hex(16)}
 
 
 def _insert_record(group: IncomingGroup, payload_ref: str) -> tuple[str | bytes | int | float, ...]:
