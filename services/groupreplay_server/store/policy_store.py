@@ -1,5 +1,7 @@
 """What belongs to a run rather than to a table: its policy clock and its quota."""
 
+from collections.abc import Callable
+
 from groupreplay.errors import FuturePolicyVersionError, UnknownRunError
 from groupreplay.groups import now_ms
 from groupreplay.types import Policy, Quota
@@ -13,9 +15,10 @@ from groupreplay_server.store.scripts import Value, call_script
 class PolicyStore:
     """Policy clocks and quotas."""
 
-    def __init__(self, redis: Backend) -> None:
-        """Use this Redis, which the caller opens and closes."""
+    def __init__(self, redis: Backend, clock: Callable[[], int] = now_ms) -> None:
+        """Use this Redis, which the caller opens and closes. clock returns Unix milliseconds."""
         self._redis = redis
+        self._now_ms = clock
 
     async def advance(self, policy: Policy) -> Policy:
         """Move a run's policy clock forward; return where it stands."""
@@ -28,7 +31,7 @@ class PolicyStore:
     async def _move(self, script: str, policy: Policy, more: dict[str, Value]) -> Policy:
         keys = RunKeys(policy.run)
         values: dict[str, Value] = {
-            "now_ms": now_ms(),
+            "now_ms": self._now_ms(),
             "run": policy.run,
             "version": policy.version,
             "weights_uri": policy.weights_uri,

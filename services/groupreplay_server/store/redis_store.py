@@ -1,8 +1,8 @@
 """Tables, groups, leases and policy clocks in Redis: each operation is one atomic script."""
 
-import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
+from secrets import token_hex
 from typing import Any, cast
 
 from groupreplay.errors import (
@@ -44,13 +44,25 @@ from groupreplay_server.store.scripts import call_script
 _GARBAGE_PAGE = 256
 
 
+def random_seed() -> str:
+    """Return 32 hexadecimal digits that nobody can foresee."""
+    return token_hex(16)
+
+
 class RedisStore:
     """All that is kept, by use case. Redis errors come out as GroupReplayError."""
 
-    def __init__(self, redis: Backend) -> None:
-        """Use this Redis, which the caller opens and closes."""
+    def __init__(
+        self, redis: Backend, clock: Callable[[], int] = now_ms, new_seed: Callable[[], str] = random_seed
+    ) -> None:
+        """Use this Redis, which the caller opens and closes.
+
+        clock returns Unix milliseconds; new_seed returns the 32 hexadecimal digits that a call draws with.
+        """
         self._redis = redis
-        self.policies = PolicyStore(redis)
+        self._now_ms = clock
+        self._new_seed = new_seed
+        self.policies = PolicyStore(redis, clock)
 
     async def ping(self) -> None:
         """Raise StoreUnavailableError unless Redis answers."""
@@ -66,7 +78,7 @@ class RedisStore:
             await self._redis.sadd(RUNS, run)  # in a slot of its own
             await self._redis.sadd(RunKeys(run).tables, table)
             created, found = await call_script(
-                self._redis, "create_table", keys.all(), _shared(keys), config_to_fields(config).items()
+                self._redis, "create_table", keys.all(), self._shared(keys), config_to_fields(config).items()
             )
         existing = config_from_fields(pairs(found))
         if existing != config:
@@ -84,7 +96,7 @@ class RedisStore:
         """Return the table's state at one moment."""
         keys = TableKeys(run, table)
         with translated_errors():
-            reply = await call_script(self._redis, "describe_table", keys.all(), _shared(keys))
+            reply = await call_script(self._redis, "describe_table", keys.all(), self._shared(keys))
         config, version, fresh, replay, leased, leases, state_pairs, counters, missing, tasks = reply
         state = pairs(state_pairs)
         return Table(
@@ -108,13 +120,13 @@ class RedisStore:
         """Change the limits of a table; what must not change is the caller's to check."""
         keys = TableKeys(run, table)
         with translated_errors():
-            await call_script(self._redis, "update_table", keys.all(), _shared(keys), changed_fields(config))
+            await call_script(self._redis, "update_table", keys.all(), self._shared(keys), changed_fields(config))
 
     async def reset_table(self, run: str, table: str) -> int:
         """Remove every group of a table; return how many."""
         keys = TableKeys(run, table)
         with translated_errors():
-            return int(await call_script(self._redis, "reset_table", keys.all(), _shared(keys)))
+            return int(await call_script(self._redis, "reset_table", keys.all(), self._shared(keys)))
 
     async def list_tables(self, run: str = "") -> list[tuple[str, str]]:
         """Return (run, table) of every table, or of one run's."""
@@ -139,7 +151,7 @@ class RedisStore:
             DurabilityNotReachedError: they may be stored; the same call finds duplicates, and waits for them.
         """
         keys = TableKeys(run, table)
-        refs = [secrets.token_hex(8) if group.payload is not None else "" for group in groups]
+        refs = [token_hex(8) if group.payload is not None else "" for group in groups]
         payload_keys = [keys.payload(f"{group.group_id}/{ref}") for group, ref in zip(groups, refs, strict=True)]
         try:
             with translated_errors():
@@ -148,7 +160,7 @@ class RedisStore:
                     self._redis,
                     "insert_groups",
                     keys.all(),
-                    _shared(keys),
+                    self._shared(keys),
                     records,
                     payloads={
                         key: group.payload
@@ -174,7 +186,7 @@ class RedisStore:
         keys = TableKeys(run, table)
         with translated_errors():
             states = await call_script(
-                self._redis, "locate_groups", keys.all(), _shared(keys), [(group_id,) for group_id in group_ids]
+                self._redis, "locate_groups", keys.all(), self._shared(keys), [(group_id,) for group_id in group_ids]
             )
         return [GroupState(state.decode()) for state in states]
 
@@ -183,14 +195,14 @@ class RedisStore:
         keys = TableKeys(run, table)
         records = [(group_id,) for group_id in group_ids]
         with translated_errors():
-            return sum(await call_script(self._redis, "delete_groups", keys.all(), _shared(keys), records))
+            return sum(await call_script(self._redis, "delete_groups", keys.all(), self._shared(keys), records))
 
     async def read_groups(self, run: str, table: str, group_ids: Sequence[str]) -> list[ReadGroup]:
         """Return the groups that the table holds, without taking them."""
         keys = TableKeys(run, table)
         records = [(group_id,) for group_id in group_ids]
         with translated_errors():
-            replies = await call_script(self._redis, "read_groups", keys.all(), _shared(keys), records)
+            replies = await call_script(self._redis, "read_groups", keys.all(), self._shared(keys), records)
         return [
             ReadGroup(group_id, reply[1], reply[2].decode(), reply[3], reply[4])
             for group_id, reply in zip(group_ids, replies, strict=True)
@@ -202,7 +214,7 @@ class RedisStore:
         keys = TableKeys(run, table)
         records = feedback_records(feedback)
         with translated_errors():
-            found = await call_script(self._redis, "update_priorities", keys.all(), _shared(keys), records)
+            found = await call_script(self._redis, "update_priorities", keys.all(), self._shared(keys), records)
         return [item.group_id for item, known in zip(feedback, found, strict=True) if not known]
 
     async def read_payloads(self, run: str, table: str, groups: Sequence[LeasedGroup | ReadGroup]) -> list[bytes]:
@@ -240,7 +252,7 @@ class RedisStore:
     ) -> LeasedBatch | BatchNotReady:
         """Lease the next batch, or say what is missing and let admission know that this call waits for wait_ms."""
         keys = TableKeys(run, table)
-        shared = _shared(keys)
+        shared = self._shared(keys)
         values = {
             **shared,
             "lease_id": lease_id,
@@ -258,7 +270,7 @@ class RedisStore:
     ) -> LeasedBatch | BatchNotReady:
         """Lease a draw of replay groups, or say how many are there."""
         keys = TableKeys(run, table)
-        shared = _shared(keys)
+        shared = self._shared(keys)
         values = {
             **shared,
             "lease_id": lease_id,
@@ -295,7 +307,7 @@ class RedisStore:
                 self._redis,
                 "commit_lease",
                 keys.all(),
-                {**_shared(keys), "lease_id": lease_id, "step": step},
+                {**self._shared(keys), "lease_id": lease_id, "step": step},
                 feedback_records(feedback),
                 durability=durability,
             )
@@ -306,13 +318,15 @@ class RedisStore:
         keys = TableKeys(run, table)
         with translated_errors():
             return int(
-                await call_script(self._redis, "release_lease", keys.all(), {**_shared(keys), "lease_id": lease_id})
+                await call_script(
+                    self._redis, "release_lease", keys.all(), {**self._shared(keys), "lease_id": lease_id}
+                )
             )
 
     async def extend_lease(self, run: str, table: str, *, lease_id: str, lease_ms: int) -> int:
         """Move the deadline of a live lease; return it."""
         keys = TableKeys(run, table)
-        values = {**_shared(keys), "lease_id": lease_id, "deadline_ms": now_ms() + lease_ms}
+        values = {**self._shared(keys), "lease_id": lease_id, "deadline_ms": self._now_ms() + lease_ms}
         with translated_errors():
             return int(await call_script(self._redis, "extend_lease", keys.all(), values))
 
@@ -322,10 +336,10 @@ class RedisStore:
         """Grant a producer groups; return how many, and when a lease or another grant ends (0 = none)."""
         keys = TableKeys(run, table)
         values = {
-            **_shared(keys),
+            **self._shared(keys),
             "producer_id": producer_id,
             "max_groups": max_groups,
-            "until_ms": now_ms() + admission_ms,
+            "until_ms": self._now_ms() + admission_ms,
         }
         with translated_errors():
             granted, next_end_ms = await call_script(self._redis, "request_admission", keys.all(), values)
@@ -337,7 +351,7 @@ class RedisStore:
         """Return what a committed training step was given."""
         keys = TableKeys(run, table)
         with translated_errors():
-            reply = await call_script(self._redis, "read_lineage", keys.all(), {**_shared(keys), "step": step})
+            reply = await call_script(self._redis, "read_lineage", keys.all(), {**self._shared(keys), "step": step})
         batch, lease_id, holder, seed, committed_ms, consumed, missing = reply
         return LoggedStep(
             step=step,
@@ -352,7 +366,7 @@ class RedisStore:
     async def note_beat(self, run: str, table: str, *, producer_id: str, interval_s: float, status: str) -> None:
         """Take note that a producer is there."""
         keys = TableKeys(run, table)
-        values = {**_shared(keys), "producer_id": producer_id, "interval_s": interval_s, "status": status}
+        values = {**self._shared(keys), "producer_id": producer_id, "interval_s": interval_s, "status": status}
         with translated_errors():
             await call_script(self._redis, "note_beat", keys.all(), values)
 
@@ -361,7 +375,7 @@ class RedisStore:
         keys = TableKeys(run, table)
         with translated_errors():
             reply = await call_script(
-                self._redis, "diagnose_table", keys.all(), {**_shared(keys), "batch_size": batch_size}
+                self._redis, "diagnose_table", keys.all(), {**self._shared(keys), "batch_size": batch_size}
             )
         return vitals_from_reply(reply)
 
@@ -378,13 +392,12 @@ class RedisStore:
                 removed += len(members)
         return removed
 
+    def _shared(self, keys: TableKeys) -> dict[str, Any]:
+        return {"now_ms": self._now_ms(), "topic": keys.topic, "seed": self._new_seed()}
+
     async def _unlink(self, payload_keys: Iterable[str]) -> None:
         with translated_errors():
             await self._redis.remove_payloads(payload_keys)
-
-
-def _shared(keys: TableKeys) -> dict[str, Any]:
-    return {"now_ms": now_ms(), "topic": keys.topic, "seed": secrets.token_hex(16)}
 
 
 def _insert_record(group: IncomingGroup, payload_ref: str) -> tuple[str | bytes | int | float, ...]:
