@@ -295,7 +295,7 @@ local function draw_replay(slots, accept)
     end
   end
   if last_time then
-    pulse.now = last_time
+    read_pulse().now = last_time
     if pulse.now * total > MOST_TIME_UNITS or relative_recency(version) > MOST_RATE then
       rebase()
     end
