@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
+import grpc.aio
 import pytest
 import redis
 from invariants import check_invariants
@@ -15,10 +17,12 @@ from table_user import MakeTable
 from groupreplay import (
     AsyncClient,
     Durability,
-    DurabilityNotReachedError,
     GroupState,
     InsertOutcome,
 )
+from groupreplay.convert import group_to_wire
+from groupreplay.v1 import replay_service_pb2 as pb
+from groupreplay.v1.group_pb2 import RolloutGroup
 from groupreplay_server.app import running_server
 
 
@@ -51,10 +55,14 @@ async def test_an_ack_states_what_the_group_has_reached(make_synced_table: MakeT
 
 
 async def test_an_ack_of_replicas_without_replicas_fails_and_says_so(make_synced_table: MakeTable) -> None:
-    """The group is there, and the next call finds it; nothing was acknowledged that is not as durable as was asked."""
+    """The group is there, and a retry waits again; nothing is acknowledged that is not as durable as was asked."""
     table = await make_synced_table(durability=Durability.REPLICAS)
-    with pytest.raises(DurabilityNotReachedError, match="replica"):
-        await table.client.insert(make_group("a"), timeout_s=2.0, **table.names)
+    header, payload = group_to_wire(make_group("a"))
+    request = pb.InsertRequest(groups=[RolloutGroup(header=header, payload=payload)], **table.names)
+    for _ in range(2):
+        with pytest.raises(grpc.aio.AioRpcError, match="replica") as failure:
+            await table.client._stub.Insert(request, timeout=5.0)
+        assert dict(failure.value.trailing_metadata() or ()) == {"groupreplay-reason": "DURABILITY_NOT_REACHED"}
     assert await table.locate("a") == [GroupState.FRESH]
 
 
