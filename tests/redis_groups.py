@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from certificates import Certificate
 from processes import answers, free_port, wait_until
 
 from groupreplay_server.embedded import find_redis_server
 
 NODE_TIMEOUT_MS = 2000
 """How long a node must be silent before the others think of a failover."""
+TLS_PORT = "<tls-port>"
 SERVICE = "replay"
 """What the Sentinels call their master."""
 
@@ -27,12 +29,13 @@ class TcpRedis:
     def __init__(self, folder: Path, *options: str, binary: str | None = None, settings: Path | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.port = free_port()
+        self.port, self.tls_port = free_port(), free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
         role = [str(settings), "--sentinel"] if settings else ["--save", "", "--repl-diskless-sync-delay", "0"]
         self._command = [
             binary or find_redis_server(), *role, "--port", str(self.port), "--bind", "127.0.0.1",
-            "--dir", str(folder), "--logfile", str(folder / "log"), *options,
+            "--dir", str(folder), "--logfile", str(folder / "log"),
+            *(option.replace(TLS_PORT, str(self.tls_port)) for option in options),
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -83,20 +86,30 @@ def running(servers: Sequence[TcpRedis]) -> Iterator[None]:
             server.signal(signal.SIGKILL)
 
 
+def tls_options(ca_file: Path, certificate: Certificate) -> tuple[str, ...]:
+    """Return options of a server that takes TLS on its tls_port, from clients with a certificate."""
+    return (
+        "--tls-port", TLS_PORT, "--tls-auth-clients", "yes", "--tls-ca-cert-file", str(ca_file),
+        "--tls-cert-file", str(certificate.cert_file), "--tls-key-file", str(certificate.key_file),
+    )  # fmt: skip
+
+
 @contextmanager
-def redis_cluster(folder: Path, *, masters: int = 3, replicas: int = 0) -> Iterator[list[TcpRedis]]:
+def redis_cluster(
+    folder: Path, *, masters: int = 3, replicas: int = 0, tls: Sequence[str] = ()
+) -> Iterator[list[TcpRedis]]:
     """Run a cluster with so many replicas for each master; masters come first in the list."""
     nodes = [
         TcpRedis(
             folder / f"node-{number}",
             "--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS),
             "--cluster-port", str(free_port()), "--cluster-replica-validity-factor", "0",
-            "--appendonly", "yes", "--appendfsync", "everysec",
+            "--appendonly", "yes", "--appendfsync", "everysec", *tls, *(("--tls-cluster", "yes") if tls else ()),
         )
         for number in range(masters * (1 + replicas))
     ]  # fmt: skip
     with running(nodes):
-        _join(nodes, masters)
+        _join(nodes, masters, nodes[0].tls_port if tls else nodes[0].port)
         yield nodes
 
 
@@ -115,18 +128,22 @@ class SentinelGroup:
 
 
 @contextmanager
-def sentinel_group(folder: Path, *, replicas: int = 2, sentinels: int = 3) -> Iterator[SentinelGroup]:
-    """Run a master with replicas, and Sentinels that all know it and each other."""
-    options = ("--appendonly", "yes", "--appendfsync", "everysec")
-    master = TcpRedis(folder / "redis-0", *options)
+def sentinel_group(
+    folder: Path, *, replicas: int = 2, sentinels: int = 3, tls: Sequence[str] = ()
+) -> Iterator[SentinelGroup]:
+    """Run a master with replicas, and Sentinels that all know it and each other. With TLS, Sentinels use it too."""
+    persistence = ("--appendonly", "yes", "--appendfsync", "everysec")
+    master = TcpRedis(folder / "redis-0", *persistence, *tls)
     others = [
-        TcpRedis(folder / f"redis-{number + 1}", *options, "--replicaof", "127.0.0.1", str(master.port))
+        TcpRedis(folder / f"redis-{number + 1}", *persistence, "--replicaof", "127.0.0.1", str(master.port))
         for number in range(replicas)
     ]
     with running([master, *others]):
         for replica in others:
             wait_until(replica.has_synced_from_its_master, "every replica has what its master has")
-        watchers = [_sentinel(folder / f"sentinel-{number}", master, sentinels // 2 + 1) for number in range(sentinels)]
+        watchers = [
+            _sentinel(folder / f"sentinel-{number}", master, sentinels // 2 + 1, tls) for number in range(sentinels)
+        ]
         with running(watchers):
             for watcher in watchers:
                 wait_until(partial(_sees_all, watcher, replicas, sentinels), "every Sentinel knows everybody")
@@ -134,15 +151,15 @@ def sentinel_group(folder: Path, *, replicas: int = 2, sentinels: int = 3) -> It
             yield SentinelGroup([master, *others], watchers, f"redis+sentinel://{hosts}/{SERVICE}")
 
 
-def _sentinel(folder: Path, master: TcpRedis, quorum: int) -> TcpRedis:
+def _sentinel(folder: Path, master: TcpRedis, quorum: int, tls: Sequence[str]) -> TcpRedis:
     folder.mkdir(parents=True)
     settings = folder / "sentinel.conf"
     settings.write_text(
-        f"sentinel monitor {SERVICE} 127.0.0.1 {master.port} {quorum}\n"
+        f"sentinel monitor {SERVICE} 127.0.0.1 {master.tls_port if tls else master.port} {quorum}\n"
         f"sentinel down-after-milliseconds {SERVICE} {NODE_TIMEOUT_MS}\n"
         f"sentinel failover-timeout {SERVICE} 6000\n"
     )
-    return TcpRedis(folder, settings=settings)
+    return TcpRedis(folder, *tls, *(("--tls-replication", "yes") if tls else ()), settings=settings)
 
 
 def _sees_all(sentinel: TcpRedis, replicas: int, sentinels: int) -> bool:
@@ -155,14 +172,14 @@ def _pairs(flat: list[bytes]) -> dict[str, str]:
     return dict(zip(texts[::2], texts[1::2], strict=True))
 
 
-def _join(nodes: list[TcpRedis], masters: int) -> None:
+def _join(nodes: list[TcpRedis], masters: int, first_port: int) -> None:
     share = -(-16384 // masters)
     for number, node in enumerate(nodes):
         node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         if number < masters:
             node.ask("CLUSTER", "ADDSLOTSRANGE", number * share, min(16384, (number + 1) * share) - 1)
     for node in nodes[1:]:
-        node.ask("CLUSTER", "MEET", "127.0.0.1", nodes[0].port, _bus_port(nodes[0]))
+        node.ask("CLUSTER", "MEET", "127.0.0.1", first_port, _bus_port(nodes[0]))
     for node in nodes:
         wait_until(partial(_knows, node, len(nodes)), "every node knows every other")
     ids = [node.ask("CLUSTER", "MYID") for node in nodes]
