@@ -39,17 +39,25 @@ for i = 2, #leases, 2 do
   end
   leases[i] = { lease.state, lease.consumed or {}, replay }
 end
+local logged = redis.call('HGETALL', KEYS[4])
+for i = 2, #logged, 2 do
+  local step = cmsgpack.unpack(logged[i])
+  local kept = {}
+  for _, entry in ipairs(step.pinned and step.entries or {}) do kept[#kept + 1] = entry[1] end
+  logged[i] = kept
+end
 local rest = {}
-for i = 4, #KEYS do
+for i = 5, #KEYS do
   local kind = redis.call('TYPE', KEYS[i]).ok
-  rest[i - 3] = kind == 'hash' and redis.call('HGETALL', KEYS[i])
+  rest[i - 4] = kind == 'hash' and redis.call('HGETALL', KEYS[i])
     or kind == 'zset' and redis.call('ZRANGE', KEYS[i], 0, -1, 'WITHSCORES') or {}
 end
-return { unpacked(KEYS[1]), unpacked(KEYS[2]), leases, rest }
+return { unpacked(KEYS[1]), unpacked(KEYS[2]), leases, logged, rest }
 """
 _PLAIN = (
     "config", "state", "counters", "tasks", "fresh", "recency", "arrival", "priority", "divergence", "clock", "weights",
     "sums", "born", "headers", "uses", "pins", "returns", "leased", "leases", "ended", "seen", "garbage",
+    "logged",
 )  # fmt: skip
 
 
@@ -86,6 +94,8 @@ class Snapshot:
     marks: dict[str, list[float | None]]
     """group_id -> priority, KL and ESS that were fed back"""
     leases: dict[str, Lease]
+    kept_by_step: dict[str, list[str]]
+    """Training step -> groups whose payload it keeps."""
     plain: dict[str, dict[str, str]]
     """Hashes and sorted sets by name."""
 
@@ -122,8 +132,8 @@ def check_invariants(connection: redis.Redis) -> None:
 
 def read_table(connection: redis.Redis, keys: TableKeys) -> Snapshot:
     """Return all of a table."""
-    names = [keys.key(name) for name in ("facts", "marks", "records", *_PLAIN)]
-    facts, marks, leases, rest = cast(list[Any], connection.eval(_READ_TABLE, len(names), *names))
+    names = [keys.key(name) for name in ("facts", "marks", "records", "lineage", *_PLAIN)]
+    facts, marks, leases, logged, rest = cast(list[Any], connection.eval(_READ_TABLE, len(names), *names))
     plain = {name: _pairs(flat) for name, flat in zip(_PLAIN, rest, strict=True)}
     return Snapshot(
         keys=keys,
@@ -134,6 +144,7 @@ def read_table(connection: redis.Redis, keys: TableKeys) -> Snapshot:
             lease_id: Lease(text(state), [text(i) for i in consumed], [text(i) for i in replay])
             for lease_id, (state, consumed, replay) in _items(leases)
         },
+        kept_by_step={step: [text(i) for i in kept] for step, kept in _items(logged)},
         plain=plain,
     )
 
@@ -177,13 +188,15 @@ def _check_places(found: Snapshot) -> None:
 
 
 def _check_leases(found: Snapshot) -> None:
-    """The groups of live leases are the leased and the pinned ones."""
+    """The groups of live leases are the leased ones; theirs from replay, and those that steps keep, are pinned."""
     live = {lease_id: lease for lease_id, lease in found.leases.items() if lease.state == "live"}
     assert live.keys() == found.ids("leases"), found.keys.topic
     assert found.leases.keys() == found.ids("leases") | found.ids("ended"), found.keys.topic
     held = {group_id: lease_id for lease_id, lease in live.items() for group_id in lease.consumed}
     assert held == found.plain["leased"], found.keys.topic
     pinned = Counter(group_id for lease in live.values() for group_id in lease.replay)
+    pinned.update(group_id for kept in found.kept_by_step.values() for group_id in kept)
+    assert found.kept_by_step.keys() == found.ids("logged"), found.keys.topic
     assert pinned == found.numbers("pins"), found.keys.topic
 
 

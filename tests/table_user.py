@@ -123,6 +123,17 @@ class TableUser:
         stats = cast(dict[str, dict[str, int]], self.redis.info("commandstats"))
         return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "eval"))
 
+    def age_producers(self, by_ms: int) -> None:
+        """Move what is known of producers into the past, as time would."""
+        script = """
+            local all = redis.call('HGETALL', KEYS[1])
+            for i = 1, #all, 2 do
+              local known = cmsgpack.unpack(all[i + 1])
+              known[1], known[2], known[3] = known[1] - ARGV[1], known[2] - ARGV[1], known[3] - ARGV[1]
+              redis.call('HSET', KEYS[1], all[i], cmsgpack.pack(known))
+            end"""
+        self.redis.eval(script, 1, self.key("producers"), by_ms)
+
     def expire_leases(self) -> None:
         """Move the deadline of every live lease into the past, as time would."""
         for lease_id in cast(Sequence[bytes], self.redis.zrange(self.key("leases"), 0, -1)):

@@ -46,6 +46,12 @@ COMMANDS = {
         "generator",
         "Measure the policies of a run on held-out problems.",
     ),
+    "diagnose": Command(
+        "groupreplay_admin.diagnose:diagnose",
+        "groupreplay_admin.diagnose:DiagnoseSettings",
+        "admin",
+        "Say why a batch is, or is not, ready.",
+    ),
     "demo": Command(
         "groupreplay_demo.command:demo",
         "groupreplay_demo.settings:DemoSettings",

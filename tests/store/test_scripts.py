@@ -4,6 +4,7 @@ import re
 from importlib.resources import files
 
 import pytest
+from processes import redis_binaries
 from redis.exceptions import ResponseError
 from store_user import KEYS, StoreUser, incoming
 
@@ -118,6 +119,7 @@ async def test_scripts_are_sent_again_after_redis_forgot_them(store: StoreUser) 
     assert len(list(store.redis.scan_iter("gr1:payload:*"))) == 2
 
 
+@pytest.mark.parametrize("redis_url", redis_binaries()[:1], indirect=True)  # a cluster counts per node
 async def test_a_script_runs_by_its_hash(store: StoreUser) -> None:
     """After the first call only the hash travels."""
     await store.describe()

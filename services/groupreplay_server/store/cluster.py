@@ -5,7 +5,6 @@ some redirections it closes the connections of every call under way.
 """
 
 import asyncio
-import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -43,10 +42,10 @@ class RedisCluster(Backend):
         """Learn the cluster from any of the seeds at the first command."""
         self._topology = Topology(seeds, connect)
 
+    async def ping(self) -> None:
+        await self._topology.learn()
+
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        if len(args) == 1:  # PING
-            master = random.choice(await self._topology.masters())
-            return await self._topology.node(master).execute(*args, **options)
         [reply] = await self._deliver([(args[1], args)], options=options)
         return reply
 

@@ -5,8 +5,9 @@
 -- now + E/w. The first arrivals after now are a draw of distinct items by successive sampling; whatever is drawn or
 -- passed over is armed anew from the time of the last one drawn, so no draw depends on those before.
 -- Recency costs no rewriting: in rate = weight * decay^(reference - version) the current version cancels out.
-local MOST_TIME_UNITS = 4294967296 -- mean arrivals since time 0, beyond which doubles lose too much of now + E/w
-local MOST_RATE = 1e200
+local MOST_ARRIVALS = 4294967296 -- since time 0, on average, beyond which doubles lose too much of now + E/w
+local MOST_WEIGHT = 1e100
+local LEAST_PROBABILITY = 1e-300
 
 local orders = {
   arrival = limits.sampler == 'fifo' or limits.sampler == 'lifo' or limits.remover == 'fifo'
@@ -38,7 +39,7 @@ local function weigh(id, fact)
     return 1
   end
   local mark = read_mark(id)
-  local weight = (mark.priority or fact.priority) ^ limits.alpha
+  local weight = math.min((mark.priority or fact.priority) ^ limits.alpha, MOST_WEIGHT)
   if limits.use_decay < 1 then
     weight = weight * limits.use_decay ^ tonumber(redis.call('HGET', uses, id) or 0)
   end
@@ -70,47 +71,70 @@ local function relative_recency(version_min)
   return decays and limits.recency_decay ^ (read_pulse().reference - version_min) or 1
 end
 
-local function shift_sum(version_min, weight, groups)
+-- Add changes to the sum of weights of a version, one by one, and groups to their number. What each addition rounds
+-- away is kept in e:version (Neumaier), or small weights would drown in the rounding of large ones that left.
+local function shift_sum(version_min, groups, ...)
   local key = decays and version_min or 0
   if redis.call('HINCRBY', sums, 'n:' .. key, groups) <= 0 then
-    redis.call('HDEL', sums, 'n:' .. key, 'w:' .. key)
-  else
-    redis.call('HSET', sums, 'w:' .. key, tonumber(redis.call('HGET', sums, 'w:' .. key) or 0) + weight)
+    redis.call('HDEL', sums, 'n:' .. key, 'w:' .. key, 'e:' .. key)
+    return
   end
+  local kept = redis.call('HMGET', sums, 'w:' .. key, 'e:' .. key)
+  local sum, lost = tonumber(kept[1] or 0), tonumber(kept[2] or 0)
+  for _, change in ipairs({ ... }) do
+    local rounded = sum + change
+    local added = rounded - sum
+    lost = lost + (sum - (rounded - added)) + (change - added)
+    sum = rounded
+  end
+  redis.call('HSET', sums, 'w:' .. key, sum, 'e:' .. key, lost)
 end
 
--- Sum of the rates of all replay groups.
+-- Sum of the rates of all replay groups, and the newest version among them.
 local function total_rate()
-  local total, flat = 0, redis.call('HGETALL', sums)
+  local total, newest, flat = 0, nil, redis.call('HGETALL', sums)
   for i = 1, #flat, 2 do
-    local version_min = string.match(flat[i], '^w:(.*)')
-    if version_min then
-      total = total + tonumber(flat[i + 1]) * relative_recency(tonumber(version_min))
+    local kind, version_min = string.match(flat[i], '^(%a):(.*)')
+    if kind ~= 'n' then
+      version_min = tonumber(version_min)
+      total = total + tonumber(flat[i + 1]) * relative_recency(version_min)
+      newest = math.max(newest or version_min, version_min)
     end
   end
-  return total
+  return total, newest
 end
 
--- Give a group its next sampling time, by its weight as it is now.
-local function arm(id, fact)
-  local weight, before = weigh(id, fact), redis.call('HGET', weights, id)
-  shift_sum(fact.version_min, weight - tonumber(before or 0), before and 0 or 1)
-  redis.call('HSET', weights, id, weight)
+local function set_time(id, fact, weight)
   local rate = weight * relative_recency(fact.version_min)
   redis.call('ZADD', clock, rate > 0 and read_pulse().now + exponential() / rate or 'inf', id)
 end
 
--- Move time 0 to now, and the reference version to the current one. Takes time for every group, so it is done only
--- when the arrivals so far, or the growth of rates, would cost precision.
-local function rebase()
-  local factor = decays and limits.recency_decay ^ (read_pulse().reference - version) or 1
-  local members = redis.call('ZRANGE', clock, 0, -1, 'WITHSCORES')
-  for i = 1, #members, 2 do
-    local score = tonumber(members[i + 1])
-    redis.call('ZADD', clock, math.max(score - pulse.now, 0) * factor, members[i])
+-- Give a group its next sampling time, by its weight as it is now.
+local function arm(id, fact)
+  local weight, before = weigh(id, fact), tonumber(redis.call('HGET', weights, id) or nil)
+  if weight ~= before then
+    shift_sum(fact.version_min, before and 0 or 1, 0 - (before or 0), weight)
+    redis.call('HSET', weights, id, weight)
   end
-  pulse.now, pulse.reference = 0, version
-  write_pulse()
+  set_time(id, fact, weight)
+end
+
+-- Bring time 0 and the reference version near before a draw, where their distance would cost precision. Returns the
+-- total rate. Whether to do so never depends on the sampling times, so all of them may be drawn anew: the clock has no
+-- memory. Takes time for every group, once in billions of draws or hundreds of versions.
+local function tune_clock()
+  local total, newest = total_rate()
+  local recency_of_newest = newest and relative_recency(newest) or 1
+  if recency_of_newest > MOST_WEIGHT or recency_of_newest < 1 / MOST_WEIGHT
+    or read_pulse().now * total > MOST_ARRIVALS then
+    pulse.now, pulse.reference = 0, decays and newest or version
+    write_pulse()
+    each_group(redis.call('ZRANGE', clock, 0, -1), function(id, fact)
+      set_time(id, fact, tonumber(redis.call('HGET', weights, id)))
+    end)
+    total = total_rate()
+  end
+  return total
 end
 
 local function join_replay(id, fact)
@@ -142,7 +166,7 @@ local function leave_replay(id, fact)
   if weight then
     redis.call('ZREM', clock, id)
     redis.call('HDEL', weights, id)
-    shift_sum(fact.version_min, -tonumber(weight), -1)
+    shift_sum(fact.version_min, -1, -tonumber(weight))
   end
 end
 
@@ -269,7 +293,7 @@ local function draw_replay(slots, accept)
   local drawn, passed, stale = {}, {}, {}
   local start, most, exhausted = 0, math.max(4096, 16 * slots), false
   local last_time, passed_in_time
-  local total = orders.clock and slots > 0 and total_rate() or 0
+  local total = orders.clock and slots > 0 and tune_clock() or 0
   while #drawn < slots and start < most and not exhausted do
     local ids, times = page_of_replay(start)
     exhausted = #ids < PAGE
@@ -284,9 +308,11 @@ local function draw_replay(slots, accept)
         local probability = 1
         if times then
           last_time, passed_in_time = times[i], #passed
-          probability = tonumber(redis.call('HGET', weights, id)) * relative_recency(fact.version_min) / total
+          local weight = tonumber(redis.call('HGET', weights, id))
+          probability = weight * relative_recency(fact.version_min) / total
+          probability = math.max(LEAST_PROBABILITY, math.min(probability, 1))
         end
-        drawn[#drawn + 1] = { id = id, fact = fact, probability = math.min(probability, 1) }
+        drawn[#drawn + 1] = { id = id, fact = fact, probability = probability }
       elseif is_stale(fact) and limits.staleness_rule ~= 'withhold' then
         stale[#stale + 1] = { id, fact }
       else
@@ -296,9 +322,6 @@ local function draw_replay(slots, accept)
   end
   if last_time then
     read_pulse().now = last_time
-    if pulse.now * total > MOST_TIME_UNITS or relative_recency(version) > MOST_RATE then
-      rebase()
-    end
     write_pulse()
     for i = 1, passed_in_time do
       arm(passed[i][1], passed[i][2])
