@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
@@ -31,12 +31,21 @@ Groups = AsyncIterator[tuple[KeptGroup, bytes]]
 class Keeping:
     """Snapshot and Restore."""
 
-    def __init__(self, store: RedisStore, batches: Batches, janitor: Janitor, *, hold_s: float = HOLD_S) -> None:
+    def __init__(
+        self,
+        store: RedisStore,
+        batches: Batches,
+        janitor: Janitor,
+        *,
+        hold_s: float = HOLD_S,
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
         self._batches = batches
         self._janitor = janitor
         self._hold_s = hold_s
         self._hold_ms = round(hold_s * 1000)
+        self._seconds = seconds
 
     @asynccontextmanager
     async def snapshot(self, run: str, table: str) -> AsyncIterator[tuple[KeptTable, Groups]]:
@@ -56,11 +65,11 @@ class Keeping:
             await asyncio.shield(self._let_go(run, table, snapshot_id))
 
     async def _payloads(self, run: str, table: str, groups: Sequence[KeptGroup], snapshot_id: str) -> Groups:
-        held_at = time.monotonic()
+        held_at = self._seconds()
         async for group, payload in self._batches.payloads(run, table, groups):
             yield group, payload
-            if time.monotonic() - held_at > self._hold_s / 3:
-                held_at = time.monotonic()
+            if self._seconds() - held_at > self._hold_s / 3:
+                held_at = self._seconds()
                 if not await self._store.keeping.hold(run, table, snapshot_id=snapshot_id, hold_ms=self._hold_ms):
                     raise LeaseExpiredError(
                         f"the snapshot of table {run}/{table} was not read on for {self._hold_s:g} s, and payloads are "
