@@ -72,7 +72,7 @@ def test_the_demo_ends_with_a_table_a_picture_and_a_summary(tmp_path: Path) -> N
     assert processes_of(run_dir) == {}
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 @pytest.mark.timeout(900)
 def test_the_demo_as_it_comes_more_than_doubles_the_held_out_accuracy(tmp_path: Path) -> None:
     """Without any setting, in a few minutes on two cores: what the README promises."""
@@ -104,7 +104,7 @@ def test_two_algorithms_come_into_one_picture(tmp_path: Path) -> None:
     assert summary["compared_with"][0]["refilled_slots"] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 @pytest.mark.parametrize(
     ("algorithm", "flags"), [("dapo", ["--task", "countdown3"]), ("grpo-filter", ["--seed", "1"]), ("grpo", [])]
 )
@@ -119,7 +119,7 @@ def test_every_algorithm_fills_its_batches_in_its_own_way(tmp_path: Path, algori
     assert all((step["groups"] == 64) == (algorithm != "grpo-filter") for step in steps)
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 def test_another_seed_has_other_problems_and_is_measured_on_the_same(tmp_path: Path) -> None:
     """So that the accuracies of runs with different seeds can be compared."""
     starts, trained = [], []
@@ -161,7 +161,10 @@ def test_a_process_that_ends_by_itself_ends_the_demo_with_its_last_words(tmp_pat
     assert processes_of(run_dir) == {}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.minutes) for number in (signal.SIGTERM, signal.SIGHUP))],
+)
 @pytest.mark.parametrize("started", ["serve.log", "popo/train.log", "popo/generate.log", "popo/evaluate.log"])
 def test_an_interrupted_demo_leaves_nothing_running(tmp_path: Path, number: signal.Signals, started: str) -> None:
     """Ctrl-C, SIGTERM or a closed terminal stops every process that the demo started or is about to start."""

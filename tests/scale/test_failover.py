@@ -11,7 +11,7 @@ from insert_load import Load, make_table
 from processes import wait_until
 from redis_groups import SentinelGroup, TcpRedis, redis_cluster, sentinel_group
 
-from groupreplay.types import Durability
+from groupreplay.table_config import Durability
 from groupreplay_server.store.connection import open_redis
 from groupreplay_server.store.keys import TableKeys
 from groupreplay_server.store.redis_store import RedisStore
