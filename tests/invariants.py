@@ -10,7 +10,7 @@ import redis
 from groupreplay.table_config import Remover, Sampler, TableConfig
 from groupreplay_server.store.connection import text
 from groupreplay_server.store.fields import config_from_fields
-from groupreplay_server.store.keys import PREFIX, RUNS, RunKeys, TableKeys, is_declared
+from groupreplay_server.store.keys import PREFIX, RESTORES, RUNS, RunKeys, TableKeys, is_declared
 
 TOLERANCE = 1e-9
 """Relative error of a sum of weights after many changes."""
@@ -117,6 +117,7 @@ def check_invariants(connection: redis.Redis) -> None:
     keys = [text(key) for key in connection.scan_iter(count=1000)]
     undeclared = [key for key in keys if not is_declared(key)]
     assert not undeclared, f"keys that keys.py does not declare: {undeclared}"
+    _check_restores(connection, keys)
     for run in (text(name) for name in connection.smembers(RUNS)):
         held_groups = held_bytes = 0
         for table in (text(name) for name in connection.smembers(RunKeys(run).tables)):
@@ -128,6 +129,15 @@ def check_invariants(connection: redis.Redis) -> None:
                 held_bytes += sum(fact.bytes for fact in found.facts.values())
         usage = {text(k): int(v) for k, v in connection.hgetall(RunKeys(run).key("usage")).items()}
         assert (usage.get("groups", 0), usage.get("bytes", 0)) == (held_groups, held_bytes), f"usage of run {run}"
+
+
+def _check_restores(connection: redis.Redis, keys: list[str]) -> None:
+    """A table without a fill rule is one that is being restored, and is on the list of those."""
+    restores = {text(topic) for topic in connection.smembers(RESTORES)}
+    for key in keys:
+        if key.endswith(":config") and connection.exists(key) and not connection.hexists(key, "fill"):
+            _, run, table, _ = key.split(":")
+            assert f"{run[1:-1]}/{table}" in restores, f"nobody will undo the restore of {run[1:-1]}/{table}"
 
 
 def read_table(connection: redis.Redis, keys: TableKeys) -> Snapshot:

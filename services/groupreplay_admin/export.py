@@ -55,7 +55,6 @@ def export(
             with tempfile.TemporaryDirectory(prefix=".export-", dir=settings.output.parent) as folder:
                 path = Path(folder) / "table.snapshot"
                 with Client(settings.server, timeout_s=CONNECT_S) as client, ProgressLine(f"{run}/{table}") as progress:
-                    client.describe_table(run=run, table=table)
                     client.snapshot(run=run, table=table, path=path, timeout_s=settings.timeout_s, progress=progress)
                 rows = write_parquet(SnapshotFile(path), settings.output)
     except (GroupReplayError, OSError) as error:

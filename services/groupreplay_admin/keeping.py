@@ -71,7 +71,6 @@ def snapshot(run: Annotated[str, ARGUMENT], table: Annotated[str, ARGUMENT], /, 
     """
     try:
         with Client(settings.server, timeout_s=CONNECT_S) as client, ProgressLine(f"{run}/{table}") as progress:
-            client.describe_table(run=run, table=table)
             kept = client.snapshot(
                 run=run, table=table, path=settings.output, timeout_s=settings.timeout_s, progress=progress
             )
@@ -94,9 +93,7 @@ def restore(file: Annotated[Path, ARGUMENT], /, *, settings: RestoreSettings = _
         File that `groupreplay snapshot` wrote.
     """
     try:
-        file.open("rb").close()  # before the service is looked for
         with Client(settings.server, timeout_s=CONNECT_S) as client, ProgressLine(str(file)) as progress:
-            client.list_tables()
             made = client.restore(
                 file, run=settings.run, table=settings.table, timeout_s=settings.timeout_s, progress=progress
             )

@@ -458,6 +458,9 @@ class AsyncClient:
         Raises:
             OSError: the file cannot be written.
         """
+        await self.describe_table(
+            run=run, table=table
+        )  # or a wrong address would take all of timeout_s to be found out
         request = pb.SnapshotRequest(run=run, table=table)
         attempts = Attempts(timeout_s)
         while True:
@@ -493,10 +496,9 @@ class AsyncClient:
         """
         file = SnapshotFile(path)
         target = (run or file.table.run, table or file.table.table, uuid.uuid4().hex)
-        attempts = Attempts(timeout_s)
         # It asks first: a refusal that comes while parts are still being sent may get lost among them.
-        await self._restore(lambda: file.restore_question(*target), attempts)
-        response = await self._restore(lambda: file.restore_parts(*target, progress), attempts)
+        await self._restore(lambda: file.restore_question(*target), Attempts(self._timeout_s))
+        response = await self._restore(lambda: file.restore_parts(*target, progress), Attempts(timeout_s))
         return convert_tables.table_from_proto(response.table)
 
     # How calls are made

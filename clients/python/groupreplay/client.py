@@ -449,6 +449,7 @@ class Client:
         Raises:
             OSError: the file cannot be written.
         """
+        self.describe_table(run=run, table=table)  # or a wrong address would take all of timeout_s to be found out
         request = pb.SnapshotRequest(run=run, table=table)
         attempts = Attempts(timeout_s)
         while True:
@@ -484,10 +485,9 @@ class Client:
         """
         file = SnapshotFile(path)
         target = (run or file.table.run, table or file.table.table, uuid.uuid4().hex)
-        attempts = Attempts(timeout_s)
         # It asks first: a refusal that comes while parts are still being sent may get lost among them.
-        self._restore(lambda: file.restore_question(*target), attempts)
-        response = self._restore(lambda: file.restore_parts(*target, progress), attempts)
+        self._restore(lambda: file.restore_question(*target), Attempts(self._timeout_s))
+        response = self._restore(lambda: file.restore_parts(*target, progress), Attempts(timeout_s))
         return convert_tables.table_from_proto(response.table)
 
     # How calls are made

@@ -31,15 +31,16 @@ local function read_place(place, ids)
   for first = 1, #ids, PAGE do
     local page = { unpack(ids, first, math.min(first + PAGE - 1, #ids)) }
     local page_headers = redis.call('HMGET', headers, unpack(page))
+    local page_marks = redis.call('HMGET', marks, unpack(page))
     local page_uses = redis.call('HMGET', uses, unpack(page))
     local page_returns = redis.call('HMGET', returns, unpack(page))
     for i, fact in ipairs(read_facts(page)) do
-      local mark = read_mark(page[i])
+      local mark = page_marks[i] and cmsgpack.unpack(page_marks[i]) or {} -- priority, kl, ess
       newest = math.max(newest, fact.version_max)
       groups[#groups + 1] = {
         page[i], place, page_headers[i], fact.payload_ref, fact.bytes, fact.sequence, fact.effective and 1 or 0,
         fact.version_min, fact.version_max, fact.prompt_id, fact.task, digits(fact.priority), fact.inserted_ms,
-        digits(mark.priority), digits(mark.kl), digits(mark.ess), tonumber(page_uses[i] or 0),
+        digits(mark[1]), digits(mark[2]), digits(mark[3]), tonumber(page_uses[i] or 0),
         in_leases[page[i]] or 0, tonumber(page_returns[i] or 0),
       }
     end
