@@ -4,9 +4,10 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from groupreplay.errors import GroupReplayError, InvalidRequestError, LeaseExpiredError
 from groupreplay.groups import check_name, now_ms
@@ -23,6 +24,7 @@ HOLD_S = 300.0
 """How long a reader or a writer may stand still: then payloads are no longer kept for the one, and what the other
 wrote is undone."""
 _PAGE_GROUPS = 256
+_Result = TypeVar("_Result")
 
 Groups = AsyncIterator[tuple[KeptGroup, bytes]]
 """Groups with their payloads, empty where none is kept."""
@@ -95,7 +97,7 @@ class Keeping:
             if await store.begin_restore(attempt, kept, restore_id):
                 written = 0
                 async for page in _pages(_aged(groups, now_ms() - kept.taken_at_ms)):
-                    written = await store.restore_groups(attempt, page)
+                    written = await _to_its_end(store.restore_groups(attempt, page))
                 if written != kept.groups:
                     raise InvalidRequestError(
                         f"the snapshot for table {attempt.keys.topic} says that it has {kept.groups} groups, and "
@@ -135,6 +137,16 @@ class Keeping:
             except GroupReplayError as error:
                 _log.warning("interrupted restores wait to be undone: %s", error)
             await asyncio.sleep(self._hold_s)
+
+
+async def _to_its_end(write: Coroutine[Any, Any, _Result]) -> _Result:
+    """Let a write end before a cancellation goes on, or Redis may get it after what undoes it."""
+    task = asyncio.ensure_future(write)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 async def _aged(groups: Groups, by_ms: int) -> Groups:
