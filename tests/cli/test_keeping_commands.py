@@ -16,6 +16,7 @@ from samples import effective, ineffective, make_group
 
 from groupreplay import Client, FinishReason, GroupFeedback, RolloutGroup, TableConfig
 from groupreplay_admin import parquet
+from groupreplay_admin.progress import ProgressLine, size
 from groupreplay_cli import main
 
 # The command line is what the test sets as sys.argv.
@@ -259,3 +260,22 @@ def test_help_tells_what_it_does_and_every_setting(command: Run, name: str) -> N
     for word in ("--server", "--timeout-s", f"GROUPREPLAY_{name.upper()}_SERVER"):
         assert word in ran.output
     assert f"GROUPREPLAY_{name.upper()}_FILE" not in ran.output
+
+
+def test_progress_is_one_line_of_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rewritten in place, with its end; nothing at all where errors go to a file."""
+    for is_terminal, expected in ((True, "\rmath/train:  50 % of 2.0 MB\rmath/train: 100 % of 2.0 MB\n"), (False, "")):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda answer=is_terminal: answer, raising=False)
+        with ProgressLine("math/train") as progress:
+            for done in (1_000_000, 1_500_000, 2_000_000):
+                progress(done, 2_000_000)
+        assert capsys.readouterr().err == expected
+
+
+def test_sizes_are_for_people() -> None:
+    """Four digits at most."""
+    assert [size(count) for count in (0, 999, 1000, 25_300_000, 3 * 10**9)] == [
+        "0 bytes", "999 bytes", "1.0 kB", "25.3 MB", "3.0 GB",
+    ]  # fmt: skip
