@@ -120,7 +120,7 @@ def check_invariants(connection: redis.Redis) -> None:
     for run in (text(name) for name in connection.smembers(RUNS)):
         held_groups = held_bytes = 0
         for table in (text(name) for name in connection.smembers(RunKeys(run).tables)):
-            if connection.exists(TableKeys(run, table).key("config")):
+            if connection.hexists(TableKeys(run, table).key("config"), "fill"):  # else it is being restored
                 found = read_table(connection, TableKeys(run, table))
                 check_table(found)
                 _check_payloads(connection, found, keys)

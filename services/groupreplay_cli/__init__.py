@@ -52,6 +52,24 @@ COMMANDS = {
         "admin",
         "Say why a batch is, or is not, ready.",
     ),
+    "snapshot": Command(
+        "groupreplay_admin.keeping:snapshot",
+        "groupreplay_admin.keeping:SnapshotSettings",
+        "admin",
+        "Write a table to a file, while it is in use.",
+    ),
+    "restore": Command(
+        "groupreplay_admin.keeping:restore",
+        "groupreplay_admin.keeping:RestoreSettings",
+        "admin",
+        "Make a new table of a snapshot file.",
+    ),
+    "export": Command(
+        "groupreplay_admin.export:export",
+        "groupreplay_admin.export:ExportSettings",
+        "export",
+        "Write a table to a Parquet file, for analysis.",
+    ),
     "demo": Command(
         "groupreplay_demo.command:demo",
         "groupreplay_demo.settings:DemoSettings",

@@ -73,6 +73,7 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         background = [
             tasks.create_task(wakeups.dispatch(listen(listener, WAKE_CHANNEL))),
             tasks.create_task(janitor.run()),
+            tasks.create_task(service.keeping.run()),
         ]
         tasks.create_task(http_server.serve())
         await grpc_server.start()

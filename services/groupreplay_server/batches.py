@@ -13,6 +13,7 @@ from groupreplay.table_config import Durability
 from groupreplay.types import Admission, GroupFeedback
 from groupreplay_server.janitor import Janitor
 from groupreplay_server.limits import MAX_BATCH_SIZE, MAX_WAIT_S, check_names, check_range
+from groupreplay_server.store.keeping_store import KeptGroup
 from groupreplay_server.store.records import BatchNotReady, LeasedBatch, LeasedGroup, ReadGroup
 from groupreplay_server.store.redis_store import RedisStore
 from groupreplay_server.wakeups import WakeUps
@@ -20,7 +21,7 @@ from groupreplay_server.wakeups import WakeUps
 DEFAULT_LEASE_S = 600.0
 DEFAULT_ADMISSION_S = 120.0
 _PAYLOADS_AT_ONCE = 64
-GroupT = TypeVar("GroupT", LeasedGroup, ReadGroup)
+GroupT = TypeVar("GroupT", LeasedGroup, ReadGroup, KeptGroup)
 
 
 class Batches:

@@ -18,6 +18,7 @@ from groupreplay_server.batches import Batches
 from groupreplay_server.diagnosis import diagnose
 from groupreplay_server.headers import read_group
 from groupreplay_server.janitor import Janitor
+from groupreplay_server.keeping import Keeping
 from groupreplay_server.limits import MAX_BATCH_SIZE, MAX_GROUP_IDS, MAX_WAIT_S, check_names, check_range
 from groupreplay_server.store.records import LeasedBatch, LoggedStep, ReadGroup
 from groupreplay_server.store.redis_store import RedisStore
@@ -33,6 +34,7 @@ class ReplayService:
 
     def __init__(self, store: RedisStore, wakeups: WakeUps, janitor: Janitor) -> None:
         self.batches = Batches(store, wakeups, janitor)
+        self.keeping = Keeping(store, self.batches, janitor)
         self._store = store
         self._wakeups = wakeups
         self._janitor = janitor

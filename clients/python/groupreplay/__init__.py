@@ -30,6 +30,7 @@ from groupreplay.errors import (
     UnknownTableError,
 )
 from groupreplay.groups import FinishReason, Rollout, RolloutGroup
+from groupreplay.snapshot_file import SnapshotFile, SnapshotFileError, SnapshotGroup
 from groupreplay.table_config import (
     Durability,
     Fill,
@@ -110,6 +111,9 @@ __all__ = [
     "ServiceUnavailableError",
     "Severity",
     "ShuttingDownError",
+    "SnapshotFile",
+    "SnapshotFileError",
+    "SnapshotGroup",
     "StalePolicyVersionError",
     "StalenessRule",
     "StepConflictError",

@@ -1,18 +1,20 @@
 """Client: the service's operations as plain calls. Generated from async_client.py by `make sync-client`."""
 
+import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
 from groupreplay import convert, convert_diagnosis, convert_tables
-from groupreplay.errors import InternalError
+from groupreplay.errors import InternalError, QuotaExceededError
 from groupreplay.groups import RolloutGroup
 from groupreplay.parts import MESSAGE_BYTES, PartAssembler, pack_parts, split_group
 from groupreplay.retry import Attempts, error_from_rpc
+from groupreplay.snapshot_file import Progress, SnapshotFile, SnapshotWriter
 from groupreplay.table_config import TableConfig
 from groupreplay.types import (
     Admission,
@@ -34,6 +36,8 @@ from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay.v1.replay_service_pb2_grpc import ReplayServiceStub
 
 DEFAULT_TIMEOUT_S = 30.0
+TRANSFER_TIMEOUT_S = 3600.0
+"""For a whole table."""
 WINDOW_BYTES = 16 * 2**20
 """Payload bytes that insert_many sends before it waits for their results."""
 WINDOW_GROUPS = 256
@@ -426,6 +430,66 @@ class Client:
         response: pb.GetQuotaResponse = self._unary(self._stub.GetQuota, pb.GetQuotaRequest(run=run))
         return convert_tables.quota_from_proto(response.quota)
 
+    # Keeping
+
+    def snapshot(
+        self,
+        *,
+        run: str,
+        table: str,
+        path: str | os.PathLike[str],
+        timeout_s: float = TRANSFER_TIMEOUT_S,
+        progress: Progress | None = None,
+    ) -> Table:
+        """Write a table, as it is at one moment, to a file; return its state at that moment.
+
+        The table stays in use. The file appears when it is whole, and replaces what was there; a call that broke is
+        made again, at a new moment. progress is told how many payload bytes of how many have come.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        request = pb.SnapshotRequest(run=run, table=table)
+        attempts = Attempts(timeout_s)
+        while True:
+            try:
+                with SnapshotWriter(path, progress) as writer:
+                    for part in self._stub.Snapshot(request, timeout=attempts.left_s()):
+                        writer.add(part)
+                    return writer.table()
+            except grpc.RpcError as failure:
+                pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
+            time.sleep(pause_s)
+
+    def restore(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        run: str | None = None,
+        table: str | None = None,
+        timeout_s: float = TRANSFER_TIMEOUT_S,
+        progress: Progress | None = None,
+    ) -> Table:
+        """Make a new table of a snapshot file, under its old name or another; return it.
+
+        It is made whole or not at all. Groups that were leased are fresh again, at their place. A run that is new
+        begins with the snapshot's policy clock; one that is there must stand at the newest group's version or beyond.
+
+        Raises:
+            OSError: the file cannot be read.
+            SnapshotFileError: it is not a snapshot, or it is truncated or damaged.
+            TableExistsError: there is a table of that name.
+            FuturePolicyVersionError: the run's clock stands below the version of a group.
+            QuotaExceededError: the run's quota has no room for it.
+        """
+        file = SnapshotFile(path)
+        target = (run or file.table.run, table or file.table.table, uuid.uuid4().hex)
+        attempts = Attempts(timeout_s)
+        # It asks first: a refusal that comes while parts are still being sent may get lost among them.
+        self._restore(lambda: file.restore_question(*target), attempts)
+        response = self._restore(lambda: file.restore_parts(*target, progress), attempts)
+        return convert_tables.table_from_proto(response.table)
+
     # How calls are made
 
     def _take(self, call: Any, request: Any) -> Batch:
@@ -448,6 +512,18 @@ class Client:
                 return call(request, timeout=attempts.left_s())
             except grpc.RpcError as failure:
                 pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
+            time.sleep(pause_s)
+
+    def _restore(self, parts: Callable[[], Iterator[pb.SnapshotPart]], attempts: Attempts) -> pb.RestoreResponse:
+        while True:
+            try:
+                response: pb.RestoreResponse = self._stub.Restore(parts(), timeout=attempts.left_s())
+                return response
+            except grpc.RpcError as failure:
+                error = error_from_rpc(failure, self._address)
+                if isinstance(error, QuotaExceededError):  # room for a whole table does not come by itself
+                    raise error from None
+                pause_s = attempts.pause_after(error)
             time.sleep(pause_s)
 
     def _insert_window(

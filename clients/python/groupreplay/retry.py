@@ -21,6 +21,8 @@ REASON_METADATA = "groupreplay-reason"
 
 # A connection that breaks in the middle of a call ends it with one of these, depending on what was under way.
 _BROKEN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN})
+_BROKEN_WHILE_SENDING = "Internal error from Core"
+"""What grpc.aio makes of a stream that the other side ended while a message was on its way."""
 
 
 class Attempts:
@@ -67,7 +69,7 @@ def error_from_rpc(error: grpc.RpcError, address: str) -> GroupReplayError:
         if key == REASON_METADATA:
             return error_from_reason(str(value), details)
     code = call.code()
-    if code in _BROKEN:
+    if code in _BROKEN or details == _BROKEN_WHILE_SENDING:
         return ServiceUnavailableError(f"no answer from {address} ({details}); see that the service runs there")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return CallDeadlineExceededError(f"no answer from {address} within the timeout; pass a longer timeout_s")

@@ -17,6 +17,7 @@ from groupreplay.groups import check_name
 from groupreplay.parts import AssembledGroup, PartAssembler
 from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.api.snapshots import read_groups, read_header, serialize_snapshot
 from groupreplay_server.api.wire import batch_header, delivery, serialize_batch, serialize_read_groups
 from groupreplay_server.batches import DEFAULT_ADMISSION_S, DEFAULT_LEASE_S
 from groupreplay_server.service import ReplayService
@@ -226,6 +227,21 @@ class GrpcApi:
         async for policy in self._service.watch_policy(request.run, request.after_version):
             yield pb.WatchPolicyResponse(policy=convert_tables.policy_to_proto(policy))
 
+    async def snapshot(self, request: pb.SnapshotRequest) -> AsyncIterator[bytes]:
+        async with self._service.keeping.snapshot(request.run, request.table) as (kept, groups):
+            async for message in serialize_snapshot(kept, groups):
+                self._metrics.payload("out", len(message))
+                yield message
+
+    async def restore(self, parts: AsyncIterator[pb.SnapshotPart]) -> pb.RestoreResponse:
+        kept, header = await read_header(parts)
+        if header.only_ask:
+            await self._service.keeping.ask_restore(kept, header.restore_id)
+            return pb.RestoreResponse()
+        table = await self._service.keeping.restore(kept, header.restore_id, read_groups(parts, kept))
+        self._metrics.payload("in", table.payload_bytes)
+        return pb.RestoreResponse(table=convert_tables.table_to_proto(table))
+
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return the handlers of every method in the service's descriptor."""
         snake = {
@@ -240,9 +256,10 @@ class GrpcApi:
     def _handler(self, method: Any, call: Callable[..., Any]) -> "grpc.RpcMethodHandler[Any, Any]":
         request_class = getattr(pb, method.input_type.name)
         if not method.server_streaming:
-            return grpc.unary_unary_rpc_method_handler(
-                self._guard_unary(method.name, call), request_class.FromString, _serialize
+            unary = (
+                grpc.stream_unary_rpc_method_handler if method.client_streaming else grpc.unary_unary_rpc_method_handler
             )
+            return unary(self._guard_unary(method.name, call), request_class.FromString, _serialize)
         guarded = self._guard_stream(method.name, call)
         make = (
             grpc.stream_stream_rpc_method_handler if method.client_streaming else grpc.unary_stream_rpc_method_handler

@@ -6,7 +6,7 @@ The result is an ordinary NextBatchResponse (replay_service.proto); a test parse
 from collections.abc import AsyncIterator
 
 from groupreplay.convert import SOURCES
-from groupreplay.parts import MESSAGE_BYTES
+from groupreplay.parts import MESSAGE_BYTES, varint
 from groupreplay.v1 import group_pb2, replay_service_pb2
 from groupreplay_server.store.records import LeasedBatch, LeasedGroup, ReadGroup
 
@@ -18,18 +18,20 @@ _HEADER, _DELIVERY, _PAYLOAD = b"\x0a", b"\x12", b"\x1a"  # GroupPart.header = 1
 async def serialize_batch(batch: LeasedBatch, groups: AsyncIterator[tuple[LeasedGroup, bytes]]) -> AsyncIterator[bytes]:
     """Yield the messages of a batch: its header first, then parts; a group's header may take one past MESSAGE_BYTES."""
     first = replay_service_pb2.NextBatchResponse(batch=batch_header(batch)).SerializeToString()
-    async for message in _pack(first, _PARTS, ((_first_fields(group), payload) async for group, payload in groups)):
+    async for message in pack_groups(
+        first, _PARTS, ((_first_fields(group), payload) async for group, payload in groups)
+    ):
         yield message
 
 
 async def serialize_read_groups(groups: AsyncIterator[tuple[ReadGroup, bytes]]) -> AsyncIterator[bytes]:
     """Yield the GetGroupsResponse messages of groups; a payload that is not kept is left out."""
     parts = ((_read_fields(group), payload) async for group, payload in groups)
-    async for message in _pack(b"", _READ_PARTS, parts):
+    async for message in pack_groups(b"", _READ_PARTS, parts):
         yield message
 
 
-async def _pack(first: bytes, tag: bytes, groups: AsyncIterator[tuple[bytes, bytes]]) -> AsyncIterator[bytes]:
+async def pack_groups(first: bytes, tag: bytes, groups: AsyncIterator[tuple[bytes, bytes]]) -> AsyncIterator[bytes]:
     """Yield messages of parts: each group's fields with the first piece of its payload, then the other pieces."""
     pending: list[bytes | memoryview] = [first]
     size = 0
@@ -62,8 +64,8 @@ def batch_header(batch: LeasedBatch) -> replay_service_pb2.BatchHeader:
 
 
 def _part(tag: bytes, fields: bytes, piece: memoryview) -> list[bytes | memoryview]:
-    before = fields + _PAYLOAD + _varint(len(piece))
-    return [tag, _varint(len(before) + len(piece)), before, piece]
+    before = fields + _PAYLOAD + varint(len(piece))
+    return [tag, varint(len(before) + len(piece)), before, piece]
 
 
 def delivery(group: LeasedGroup) -> group_pb2.Delivery:
@@ -89,13 +91,4 @@ def _read_fields(group: ReadGroup) -> bytes:
 
 def _header_and_delivery(header: bytes, how: group_pb2.Delivery) -> bytes:
     message = how.SerializeToString()
-    return _HEADER + _varint(len(header)) + header + _DELIVERY + _varint(len(message)) + message
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+    return _HEADER + varint(len(header)) + header + _DELIVERY + varint(len(message)) + message

@@ -14,7 +14,7 @@ from groupreplay.table_config import (
     StalenessRule,
     TableConfig,
 )
-from groupreplay.types import GroupFeedback, Lease, Policy, Producer
+from groupreplay.types import GroupFeedback, Lease, Policy, Producer, Table
 from groupreplay_server.store.records import TableVitals
 
 _RATE_FIELDS = tuple(field.name for field in fields(RateLimit))
@@ -70,6 +70,28 @@ def config_from_fields(found: dict[str, str]) -> TableConfig:
     values = {name: _READERS.get(name, int)(text) for name, text in found.items()}
     rate = {name: values.pop(name) for name in _RATE_FIELDS if name in values}
     return TableConfig(**values, rate_limit=RateLimit(**rate) if rate else None)
+
+
+def table_from_reply(run: str, table: str, reply: Sequence[Any]) -> Table:
+    """Return a table's state as describe() of the scripts returns it."""
+    config, version, fresh, replay, leased, leases, state_pairs, counters, missing, tasks = reply
+    state = pairs(state_pairs)
+    return Table(
+        run=run,
+        table=table,
+        config=config_from_fields(pairs(config)),
+        fresh=fresh,
+        fresh_effective=int(state.get("fresh_effective", 0)),
+        replay=replay,
+        leased=leased,
+        leases=leases,
+        payload_bytes=int(state.get("payload_bytes", 0)),
+        policy_version=version,
+        last_insert_ms=int(state.get("last_insert_ms", 0)),
+        missing=missing,
+        counters=counts(counters),
+        task_counters=counts(tasks),
+    )
 
 
 def policy_from_fields(run: str, found: dict[str, str]) -> Policy:

@@ -12,6 +12,8 @@ RUNS = f"{PREFIX}:runs"
 """set of run names"""
 SWEEPER = f"{PREFIX}:sweeper"
 """string: the server that sweeps orphans, with an expiry"""
+RESTORES = f"{PREFIX}:restores"
+"""set of `run/table` that are being restored"""
 WAKE_CHANNEL = f"{PREFIX}:wake"
 """pub/sub channel, messages `run/table fresh N`, `run/table demand N`, `run policy N`"""
 
@@ -20,7 +22,7 @@ _TABLE_KEYS = (
     "config", "state", "counters", "tasks", "fresh", "recency", "arrival", "priority", "divergence", "clock", "weights",
     "sums", "born", "headers", "facts", "marks", "uses", "pins", "returns", "leased", "leases", "records", "ended",
     "steps", "seen", "waiting", "admitted", "garbage",
-    "lineage", "logged", "producers",
+    "lineage", "logged", "producers", "holds",
 )  # fmt: skip
 
 
@@ -88,7 +90,7 @@ def barrier_beside(key: str) -> str:
 
 def is_declared(key: str) -> bool:
     """Return whether key is one that this module can make."""
-    if key in {RUNS, SWEEPER}:
+    if key in {RUNS, SWEEPER, RESTORES}:
         return True
     head, _, rest = key.partition(":")
     if head != PREFIX:

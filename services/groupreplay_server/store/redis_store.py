@@ -23,11 +23,12 @@ from groupreplay_server.store.fields import (
     changed_fields,
     config_from_fields,
     config_to_fields,
-    counts,
     feedback_records,
     pairs,
+    table_from_reply,
     vitals_from_reply,
 )
+from groupreplay_server.store.keeping_store import KeepingStore, KeptGroup
 from groupreplay_server.store.keys import RUNS, RunKeys, TableKeys
 from groupreplay_server.store.policy_store import PolicyStore
 from groupreplay_server.store.records import (
@@ -63,6 +64,7 @@ class RedisStore:
         self._now_ms = clock
         self._new_seed = new_seed
         self.policies = PolicyStore(redis, clock)
+        self.keeping = KeepingStore(redis, self._shared)
 
     async def ping(self) -> None:
         """Raise StoreUnavailableError unless Redis answers."""
@@ -97,24 +99,7 @@ class RedisStore:
         keys = TableKeys(run, table)
         with translated_errors():
             reply = await call_script(self._redis, "describe_table", keys.all(), self._shared(keys))
-        config, version, fresh, replay, leased, leases, state_pairs, counters, missing, tasks = reply
-        state = pairs(state_pairs)
-        return Table(
-            run=run,
-            table=table,
-            config=config_from_fields(pairs(config)),
-            fresh=fresh,
-            fresh_effective=int(state.get("fresh_effective", 0)),
-            replay=replay,
-            leased=leased,
-            leases=leases,
-            payload_bytes=int(state.get("payload_bytes", 0)),
-            policy_version=version,
-            last_insert_ms=int(state.get("last_insert_ms", 0)),
-            missing=missing,
-            counters=counts(counters),
-            task_counters=counts(tasks),
-        )
+        return table_from_reply(run, table, reply)
 
     async def update_table(self, run: str, table: str, config: TableConfig) -> None:
         """Change the limits of a table; what must not change is the caller's to check."""
@@ -221,7 +206,9 @@ class RedisStore:
             found = await call_script(self._redis, "update_priorities", keys.all(), self._shared(keys), records)
         return [item.group_id for item, known in zip(feedback, found, strict=True) if not known]
 
-    async def read_payloads(self, run: str, table: str, groups: Sequence[LeasedGroup | ReadGroup]) -> list[bytes]:
+    async def read_payloads(
+        self, run: str, table: str, groups: Sequence[LeasedGroup | ReadGroup | KeptGroup]
+    ) -> list[bytes]:
         """Return the payloads of groups, empty where none is kept.
 
         Raises:
@@ -386,11 +373,13 @@ class RedisStore:
     # Payloads that no group needs
 
     async def collect_garbage(self, run: str, table: str) -> int:
-        """Remove the payloads of groups that left; return how many."""
+        """Remove the payloads of groups that left, unless a snapshot is being read; return how many."""
         keys = TableKeys(run, table)
         removed = 0
         with translated_errors():
-            while members := await self._redis.zrange(keys.key("garbage"), 0, _GARBAGE_PAGE - 1):
+            while members := await call_script(
+                self._redis, "list_garbage", keys.all(), {**self._shared(keys), "at_most": _GARBAGE_PAGE}
+            ):
                 await self._redis.remove_payloads(keys.payload(text(member)) for member in members)
                 await self._redis.zrem(keys.key("garbage"), *members)
                 removed += len(members)

@@ -1697,3 +1697,279 @@ class WatchPolicyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchPolicyResponse: _TypeAlias = WatchPolicyResponse  # noqa: Y015
+
+@_typing.final
+class SnapshotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotRequest: _TypeAlias = SnapshotRequest  # noqa: Y015
+
+@_typing.final
+class SnapshotPart(_message.Message):
+    """A piece of a snapshot, below gRPC's 4 MiB: the header comes first, then groups, then the end. Snapshot files hold
+    these messages too.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___SnapshotHeader:
+        """On the first part only."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___SnapshotGroup]:
+        """The parts of a group follow each other."""
+
+    @_builtins.property
+    def end(self) -> Global___SnapshotEnd:
+        """On the last part only."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___SnapshotHeader | None = ...,
+        groups: _abc.Iterable[Global___SnapshotGroup] | None = ...,
+        end: Global___SnapshotEnd | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "groups", b"groups", "header", b"header"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotPart: _TypeAlias = SnapshotPart  # noqa: Y015
+
+@_typing.final
+class SnapshotHeader(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    TAKEN_AT_MS_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_MAX_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    SAMPLED_FIELD_NUMBER: _builtins.int
+    PACED_FROM_VERSION_FIELD_NUMBER: _builtins.int
+    PACED_FROM_INSERTED_FIELD_NUMBER: _builtins.int
+    RESTORE_ID_FIELD_NUMBER: _builtins.int
+    ONLY_ASK_FIELD_NUMBER: _builtins.int
+    taken_at_ms: _builtins.int
+    """The snapshot's moment, milliseconds since the Unix epoch."""
+    policy_version_max: _builtins.int
+    """Newest policy version that sampled a token of any of the groups; the clock of a run that exists must stand there or
+    beyond.
+    """
+    sequence: _builtins.int
+    """Number of the last arrival."""
+    sampled: _builtins.int
+    """Samples that count against the table's rate limit."""
+    paced_from_version: _builtins.int
+    """Where the count of groups_per_version begins: policy version and groups inserted."""
+    paced_from_inserted: _builtins.int
+    restore_id: _builtins.str
+    """To Restore only. Chosen by the caller, so that a retry is safe. 1 to 128 of [A-Za-z0-9._-]."""
+    only_ask: _builtins.bool
+    """To Restore only. True = no more parts follow: only say whether it would be refused."""
+    @_builtins.property
+    def table(self) -> _table_pb2.Table:
+        """The table at the snapshot's moment. To Restore, its run and table say what the new table is called."""
+
+    @_builtins.property
+    def policy(self) -> _policy_pb2.Policy:
+        """The run's policy clock. A run that is new at Restore begins with it."""
+
+    def __init__(
+        self,
+        *,
+        table: _table_pb2.Table | None = ...,
+        policy: _policy_pb2.Policy | None = ...,
+        taken_at_ms: _builtins.int = ...,
+        policy_version_max: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        sampled: _builtins.int = ...,
+        paced_from_version: _builtins.int = ...,
+        paced_from_inserted: _builtins.int = ...,
+        restore_id: _builtins.str = ...,
+        only_ask: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "table", b"table"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["only_ask", b"only_ask", "paced_from_inserted", b"paced_from_inserted", "paced_from_version", b"paced_from_version", "policy", b"policy", "policy_version_max", b"policy_version_max", "restore_id", b"restore_id", "sampled", b"sampled", "sequence", b"sequence", "table", b"table", "taken_at_ms", b"taken_at_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotHeader: _TypeAlias = SnapshotHeader  # noqa: Y015
+
+@_typing.final
+class SnapshotGroup(_message.Message):
+    """A group, or a piece of one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: _builtins.int
+    HEADER_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    header: _builtins.bytes
+    """The GroupHeader as its producer serialized it, on the first part only. Nobody on the way reads it."""
+    payload: _builtins.bytes
+    """The next bytes of the payload. The group is complete when entry.payload_bytes have come."""
+    @_builtins.property
+    def entry(self) -> Global___SnapshotEntry:
+        """On the first part of a group only."""
+
+    def __init__(
+        self,
+        *,
+        entry: Global___SnapshotEntry | None = ...,
+        header: _builtins.bytes = ...,
+        payload: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "header", b"header", "payload", b"payload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotGroup: _TypeAlias = SnapshotGroup  # noqa: Y015
+
+@_typing.final
+class SnapshotEntry(_message.Message):
+    """What the table knows of a group beside its header."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_MIN_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_MAX_FIELD_NUMBER: _builtins.int
+    PROMPT_ID_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    INSERTED_MS_FIELD_NUMBER: _builtins.int
+    FEEDBACK_FIELD_NUMBER: _builtins.int
+    TIMES_SAMPLED_FIELD_NUMBER: _builtins.int
+    IN_LEASES_FIELD_NUMBER: _builtins.int
+    REDELIVERIES_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.str
+    place: _table_pb2.GroupState.ValueType
+    """GROUP_FRESH, GROUP_LEASED (fresh groups in a live lease; restored as fresh), or GROUP_REPLAY."""
+    payload_bytes: _builtins.int
+    """0 = the table keeps no payload of it."""
+    sequence: _builtins.int
+    """Order of arrival."""
+    effective: _builtins.bool
+    """Whether its rewards differ."""
+    policy_version_min: _builtins.int
+    policy_version_max: _builtins.int
+    prompt_id: _builtins.str
+    task: _builtins.str
+    priority: _builtins.float
+    """Until a caller sets another."""
+    inserted_ms: _builtins.int
+    """Milliseconds since the Unix epoch."""
+    times_sampled: _builtins.int
+    """Deliveries, and how many of them are in live leases: Restore takes those back."""
+    in_leases: _builtins.int
+    redeliveries: _builtins.int
+    """Times it was handed out and came back uncommitted."""
+    @_builtins.property
+    def feedback(self) -> _table_pb2.GroupFeedback:
+        """What callers found out about it."""
+
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.str = ...,
+        place: _table_pb2.GroupState.ValueType = ...,
+        payload_bytes: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        effective: _builtins.bool = ...,
+        policy_version_min: _builtins.int = ...,
+        policy_version_max: _builtins.int = ...,
+        prompt_id: _builtins.str = ...,
+        task: _builtins.str = ...,
+        priority: _builtins.float = ...,
+        inserted_ms: _builtins.int = ...,
+        feedback: _table_pb2.GroupFeedback | None = ...,
+        times_sampled: _builtins.int = ...,
+        in_leases: _builtins.int = ...,
+        redeliveries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["feedback", b"feedback"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective", b"effective", "feedback", b"feedback", "group_id", b"group_id", "in_leases", b"in_leases", "inserted_ms", b"inserted_ms", "payload_bytes", b"payload_bytes", "place", b"place", "policy_version_max", b"policy_version_max", "policy_version_min", b"policy_version_min", "priority", b"priority", "prompt_id", b"prompt_id", "redeliveries", b"redeliveries", "sequence", b"sequence", "task", b"task", "times_sampled", b"times_sampled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotEntry: _TypeAlias = SnapshotEntry  # noqa: Y015
+
+@_typing.final
+class SnapshotEnd(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    groups: _builtins.int
+    """Groups that came, and bytes of their payloads."""
+    payload_bytes: _builtins.int
+    sha256: _builtins.bytes
+    """In a file: SHA-256 of everything before this part."""
+    def __init__(
+        self,
+        *,
+        groups: _builtins.int = ...,
+        payload_bytes: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "payload_bytes", b"payload_bytes", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotEnd: _TypeAlias = SnapshotEnd  # noqa: Y015
+
+@_typing.final
+class RestoreResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def table(self) -> _table_pb2.Table:
+        """The new table; absent in the answer to only_ask."""
+
+    def __init__(
+        self,
+        *,
+        table: _table_pb2.Table | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["table", b"table"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreResponse: _TypeAlias = RestoreResponse  # noqa: Y015

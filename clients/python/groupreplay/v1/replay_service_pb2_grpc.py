@@ -176,6 +176,16 @@ class ReplayServiceStub(object):
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.WatchPolicyRequest.SerializeToString,
                 response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.WatchPolicyResponse.FromString,
                 _registered_method=True)
+        self.Snapshot = channel.unary_stream(
+                '/groupreplay.v1.ReplayService/Snapshot',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.SnapshotRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.SnapshotPart.FromString,
+                _registered_method=True)
+        self.Restore = channel.stream_unary(
+                '/groupreplay.v1.ReplayService/Restore',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.SnapshotPart.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.RestoreResponse.FromString,
+                _registered_method=True)
 
 
 class ReplayServiceServicer(object):
@@ -375,6 +385,20 @@ class ReplayServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Snapshot(self, request, context):
+        """Reads a table as it is at one moment, while it is in use. Payloads that leave meanwhile are kept for the reader.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Restore(self, request_iterator, context):
+        """Makes a new table from a snapshot. Nobody sees it, and an interrupted call leaves nothing, before its last part came.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReplayServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -517,6 +541,16 @@ def add_ReplayServiceServicer_to_server(servicer, server):
                     servicer.WatchPolicy,
                     request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.WatchPolicyRequest.FromString,
                     response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.WatchPolicyResponse.SerializeToString,
+            ),
+            'Snapshot': grpc.unary_stream_rpc_method_handler(
+                    servicer.Snapshot,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.SnapshotRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.SnapshotPart.SerializeToString,
+            ),
+            'Restore': grpc.stream_unary_rpc_method_handler(
+                    servicer.Restore,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.SnapshotPart.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.RestoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1277,6 +1311,60 @@ class ReplayService(object):
             '/groupreplay.v1.ReplayService/WatchPolicy',
             groupreplay_dot_v1_dot_replay__service__pb2.WatchPolicyRequest.SerializeToString,
             groupreplay_dot_v1_dot_replay__service__pb2.WatchPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Snapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/Snapshot',
+            groupreplay_dot_v1_dot_replay__service__pb2.SnapshotRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.SnapshotPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Restore(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/groupreplay.v1.ReplayService/Restore',
+            groupreplay_dot_v1_dot_replay__service__pb2.SnapshotPart.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.RestoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -87,6 +87,10 @@ class ReplayServiceStub:
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.GetPolicyRequest, _replay_service_pb2.GetPolicyResponse]
     WatchPolicy: _grpc.UnaryStreamMultiCallable[_replay_service_pb2.WatchPolicyRequest, _replay_service_pb2.WatchPolicyResponse]
     """Sends the current policy, then each newer one; versions published in quick succession may be skipped."""
+    Snapshot: _grpc.UnaryStreamMultiCallable[_replay_service_pb2.SnapshotRequest, _replay_service_pb2.SnapshotPart]
+    """Reads a table as it is at one moment, while it is in use. Payloads that leave meanwhile are kept for the reader."""
+    Restore: _grpc.StreamUnaryMultiCallable[_replay_service_pb2.SnapshotPart, _replay_service_pb2.RestoreResponse]
+    """Makes a new table from a snapshot. Nobody sees it, and an interrupted call leaves nothing, before its last part came."""
 
 @_typing.type_check_only
 class ReplayServiceAsyncStub(ReplayServiceStub):
@@ -147,6 +151,10 @@ class ReplayServiceAsyncStub(ReplayServiceStub):
     GetPolicy: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.GetPolicyRequest, _replay_service_pb2.GetPolicyResponse]  # type: ignore[assignment]
     WatchPolicy: _aio.UnaryStreamMultiCallable[_replay_service_pb2.WatchPolicyRequest, _replay_service_pb2.WatchPolicyResponse]  # type: ignore[assignment]
     """Sends the current policy, then each newer one; versions published in quick succession may be skipped."""
+    Snapshot: _aio.UnaryStreamMultiCallable[_replay_service_pb2.SnapshotRequest, _replay_service_pb2.SnapshotPart]  # type: ignore[assignment]
+    """Reads a table as it is at one moment, while it is in use. Payloads that leave meanwhile are kept for the reader."""
+    Restore: _aio.StreamUnaryMultiCallable[_replay_service_pb2.SnapshotPart, _replay_service_pb2.RestoreResponse]  # type: ignore[assignment]
+    """Makes a new table from a snapshot. Nobody sees it, and an interrupted call leaves nothing, before its last part came."""
 
 class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
     """Group replay for RLVR: producers insert scored rollout groups, trainers take complete batches.
@@ -372,5 +380,21 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_replay_service_pb2.WatchPolicyResponse], _abc.AsyncIterator[_replay_service_pb2.WatchPolicyResponse]]:
         """Sends the current policy, then each newer one; versions published in quick succession may be skipped."""
+
+    @_abc_1.abstractmethod
+    def Snapshot(
+        self,
+        request: _replay_service_pb2.SnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_replay_service_pb2.SnapshotPart], _abc.AsyncIterator[_replay_service_pb2.SnapshotPart]]:
+        """Reads a table as it is at one moment, while it is in use. Payloads that leave meanwhile are kept for the reader."""
+
+    @_abc_1.abstractmethod
+    def Restore(
+        self,
+        request_iterator: _MaybeAsyncIterator[_replay_service_pb2.SnapshotPart],
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.RestoreResponse, _abc.Awaitable[_replay_service_pb2.RestoreResponse]]:
+        """Makes a new table from a snapshot. Nobody sees it, and an interrupted call leaves nothing, before its last part came."""
 
 def add_ReplayServiceServicer_to_server(servicer: ReplayServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -284,3 +284,19 @@ end
 local function unknown_lease(lease_id)
   return fail('UNKNOWN_LEASE', 'table %s never gave a lease %s, or forgot it a day after its end', topic, lease_id)
 end
+
+-- The table's state, as describe_table returns it.
+local function describe()
+  return {
+    redis.call('HGETALL', config),
+    version,
+    redis.call('ZCARD', fresh),
+    redis.call('ZCARD', recency),
+    redis.call('HLEN', leased),
+    redis.call('ZCARD', leases),
+    redis.call('HGETALL', state),
+    redis.call('HGETALL', counters),
+    math.max(0, wanted_by_waiting() - available()),
+    redis.call('HGETALL', tasks),
+  }
+end

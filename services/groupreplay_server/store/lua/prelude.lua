@@ -33,6 +33,7 @@ local garbage = KEYS[31]  -- zset  group_id/payload_ref -> time its last use end
 local lineage = KEYS[32]  -- hash  training step -> packed record of its batch
 local logged = KEYS[33]   -- zset  training step -> itself: those in lineage
 local producers = KEYS[34] -- hash  producer_id -> packed {first, last heard, last insert, counts, interval_s, status}
+local holds = KEYS[35]    -- zset  snapshot_id -> deadline: snapshots that are being read; garbage stays for them
 
 local now_ms = tonumber(ARGV[1]) -- wall clock of the caller
 local topic = ARGV[2]            -- run/table, for wake-ups
