@@ -87,6 +87,10 @@ class TrainerSettings:
     ahead_groups: int | None = 0
     """Groups that generators may run ahead of the trainer. 0: fresh groups are strictly on-policy."""
 
+    rewind: bool = False
+    """Where the run is ahead of the newest checkpoint in run_dir, undo its later steps rather than refuse to start: its
+    policy clock goes back, and groups of later policies leave its tables."""
+
     lease_s: float = 600.0
     """Seconds after which the groups of a trainer that fell silent go back. Extended while it works."""
     report_s: float = 60.0
