@@ -76,9 +76,10 @@ local function follow_rewinds()
   for _, lease_id in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
     give_back(lease_id, cmsgpack.unpack(redis.call('HGET', records, lease_id)), 'released')
   end
-  local step = math.huge
+  local step, oldest = math.huge, version -- the clock may have advanced again meanwhile
   for rewind = tonumber(known) + 1, tonumber(rewinds) do
     step = math.min(step, tonumber(redis.call('HGET', policy, 'step_of_rewind:' .. rewind)))
+    oldest = math.min(oldest, tonumber(redis.call('HGET', policy, 'version_of_rewind:' .. rewind)))
   end
   for _, lease_id in ipairs(redis.call('ZRANGE', steps, '(' .. string.format('%.0f', step), '+inf', 'BYSCORE')) do
     redis.call('ZREM', steps, lease_id)
@@ -86,13 +87,13 @@ local function follow_rewinds()
     redis.call('ZREM', ended, lease_id)
   end
   local function leave_if_undone(id, fact)
-    if fact.version_max > version then
+    if fact.version_max > oldest then
       discard(id, fact, 'rewound')
     end
   end
   each_group(redis.call('ZRANGE', fresh, 0, -1), leave_if_undone)
   each_group(redis.call('ZRANGE', recency, 0, -1), leave_if_undone)
-  redis.call('HSET', state, 'rewinds', rewinds, 'paced_from_version', version, 'paced_from_inserted',
+  redis.call('HSET', state, 'rewinds', rewinds, 'paced_from_version', oldest, 'paced_from_inserted',
     redis.call('HGET', counters, 'inserted') or 0)
 end
 
