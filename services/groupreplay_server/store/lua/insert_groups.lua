@@ -23,9 +23,7 @@ local function over_rate()
   if not limits.samples_per_insert or redis.call('ZCARD', recency) < limits.min_size_to_sample then
     return false
   end
-  local inserted = tonumber(redis.call('HGET', counters, 'inserted') or 0) + 1
-  local sampled = tonumber(redis.call('HGET', state, 'sampled') or 0)
-  return inserted * limits.samples_per_insert - sampled > limits.max_diff
+  return samples_due(1) > limits.max_diff
 end
 
 -- Bytes that would be over the table's limit even without any replay.

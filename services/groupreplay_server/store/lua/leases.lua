@@ -140,6 +140,14 @@ local function available()
   return redis.call('ZCARD', fresh)
 end
 
+-- Samples by which inserts, and so many more of them, are ahead under the rate limit. Groups that never join replay,
+-- for want of reward variance, give no right to samples and take no room.
+local function samples_due(more)
+  local name = limits.replay_ineffective == 1 and 'inserted' or 'inserted_effective'
+  local joined = tonumber(redis.call('HGET', counters, name) or 0) + more
+  return joined * limits.samples_per_insert - tonumber(redis.call('HGET', state, 'sampled') or 0)
+end
+
 -- A group is delivered: count its use. Returns its entry in the lease, which is also what the caller is told of it.
 local function deliver(id, fact, is_replay, probability, importance_weight)
   local returned = tonumber(redis.call('HGET', returns, id) or 0)
