@@ -247,6 +247,13 @@ local function evict()
   return id ~= nil
 end
 
+-- Make room for so many more bytes of payload, as far as replay groups can.
+local function evict_for_bytes(more)
+  while limits.capacity_bytes and tonumber(redis.call('HGET', state, 'payload_bytes') or 0) + more
+    > limits.capacity_bytes and evict() do
+  end
+end
+
 -- Join replay, after making room for it. Room first, or a lifo remover would always take the newcomer.
 local function join_with_room(id, fact)
   while redis.call('ZCARD', recency) >= limits.replay_capacity and evict() do
