@@ -211,7 +211,7 @@ class Batches:
         check_range("admission_s", admission_s, 1, MAX_WAIT_S)
         deadline = time.monotonic() + timeout_s
         with self._wakeups.watch(keys.topic) as watch:
-            watch.at_least = {"demand": 0}
+            watch.at_least = {"demand": 0, "policy": 0}
             while True:
                 granted, next_end_ms = await self._store.request_admission(
                     run,

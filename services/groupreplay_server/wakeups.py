@@ -72,8 +72,13 @@ class WakeUps:
                 self._wake_all()
                 continue
             topic, kind, amount = message.rsplit(" ", 2)
-            for watch in self._watches.get(topic, ()):
-                watch.notify(kind, int(amount))
+            for name in self._topics(topic, kind):
+                for watch in self._watches.get(name, ()):
+                    watch.notify(kind, int(amount))
+
+    def _topics(self, topic: str, kind: str) -> list[str]:
+        """A policy clock concerns its run, and whoever waits at one of the run's tables."""
+        return [topic, *(name for name in self._watches if name.startswith(f"{topic}/") and kind == "policy")]
 
     def close(self) -> None:
         """End all waits, present and future, with ShuttingDownError."""

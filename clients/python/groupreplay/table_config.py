@@ -79,8 +79,9 @@ class Durability(StrEnum):
 class RateLimit:
     """How inserts and samples of a table hold each other back, as in Reverb.
 
-    With d = inserted * samples_per_insert - sampled: a group may be sampled while d > min_diff and at least
-    min_size_to_sample groups are there, and inserted while d with it stays at most max_diff.
+    With d = inserted * samples_per_insert - sampled: a group may be sampled while d with it stays at least min_diff and
+    at least min_size_to_sample groups are there, and inserted while d with it stays at most max_diff. Groups that never
+    join replay, for want of reward variance, do not count as inserted.
 
     Raises:
         InvalidRequestError: a number is out of its range, or neither side could ever go on.

@@ -42,8 +42,10 @@ if not is_live then
 end
 
 for i = 6, #ARGV, 4 do
-  if redis.call('HEXISTS', facts, ARGV[i]) == 1 then
+  local fact = read_fact(ARGV[i])
+  if fact then
     set_mark(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
+    place_anew(ARGV[i], fact)
   end
 end
 

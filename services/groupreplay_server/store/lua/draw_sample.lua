@@ -23,9 +23,7 @@ local groups = redis.call('ZCARD', recency)
 local wanted = limits.min_size_to_sample or 1
 local allowed = batch_size
 if limits.samples_per_insert then
-  local inserted = tonumber(redis.call('HGET', counters, 'inserted') or 0)
-  local sampled = tonumber(redis.call('HGET', state, 'sampled') or 0)
-  allowed = math.min(allowed, math.floor(inserted * limits.samples_per_insert - sampled - limits.min_diff))
+  allowed = math.min(allowed, math.floor(samples_due(0) - limits.min_diff))
 end
 
 local drawn = {}

@@ -23,9 +23,7 @@ local function over_rate()
   if not limits.samples_per_insert or redis.call('ZCARD', recency) < limits.min_size_to_sample then
     return false
   end
-  local inserted = tonumber(redis.call('HGET', counters, 'inserted') or 0) + 1
-  local sampled = tonumber(redis.call('HGET', state, 'sampled') or 0)
-  return inserted * limits.samples_per_insert - sampled > limits.max_diff
+  return samples_due(1) > limits.max_diff
 end
 
 -- Bytes that would be over the table's limit even without any replay.
@@ -105,13 +103,11 @@ local function insert(group)
   redis.call('HSET', facts, group.id, pack_fact(group))
   redis.call('HINCRBY', usage, 'groups', 1)
   redis.call('HINCRBY', usage, 'bytes', group.bytes)
-  local held = redis.call('HINCRBY', state, 'payload_bytes', group.bytes)
+  evict_for_bytes(group.bytes)
+  redis.call('HINCRBY', state, 'payload_bytes', group.bytes)
   count('inserted', 1)
   count(group.effective and 'inserted_effective' or 'inserted_ineffective', 1)
   count_task(group.effective and 'inserted_effective' or 'inserted_ineffective', group.task)
-  while limits.capacity_bytes and held > limits.capacity_bytes and evict() do
-    held = tonumber(redis.call('HGET', state, 'payload_bytes'))
-  end
   place(group)
 end
 

@@ -131,9 +131,10 @@ local function follow_rewinds()
   for _, lease_id in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
     give_back(lease_id, cmsgpack.unpack(redis.call('HGET', records, lease_id)), 'released')
   end
-  local step = math.huge
+  local step, oldest = math.huge, version -- the clock may have advanced again meanwhile
   for rewind = tonumber(known) + 1, tonumber(rewinds) do
     step = math.min(step, tonumber(redis.call('HGET', policy, 'step_of_rewind:' .. rewind)))
+    oldest = math.min(oldest, tonumber(redis.call('HGET', policy, 'version_of_rewind:' .. rewind)))
   end
   forget_steps_after(step)
   for _, lease_id in ipairs(redis.call('ZRANGE', steps, '(' .. string.format('%.0f', step), '+inf', 'BYSCORE')) do
@@ -142,13 +143,13 @@ local function follow_rewinds()
     redis.call('ZREM', ended, lease_id)
   end
   local function leave_if_undone(id, fact)
-    if fact.version_max > version then
+    if fact.version_max > oldest then
       discard(id, fact, 'rewound')
     end
   end
   each_group(redis.call('ZRANGE', fresh, 0, -1), leave_if_undone)
   each_group(redis.call('ZRANGE', recency, 0, -1), leave_if_undone)
-  redis.call('HSET', state, 'rewinds', rewinds, 'paced_from_version', version, 'paced_from_inserted',
+  redis.call('HSET', state, 'rewinds', rewinds, 'paced_from_version', oldest, 'paced_from_inserted',
     redis.call('HGET', counters, 'inserted') or 0)
 end
 
@@ -215,6 +216,14 @@ local function available()
     return tonumber(redis.call('HGET', state, 'fresh_effective') or 0)
   end
   return redis.call('ZCARD', fresh)
+end
+
+-- Samples by which inserts, and so many more of them, are ahead under the rate limit. Groups that never join replay,
+-- for want of reward variance, give no right to samples and take no room.
+local function samples_due(more)
+  local name = limits.replay_ineffective == 1 and 'inserted' or 'inserted_effective'
+  local joined = tonumber(redis.call('HGET', counters, name) or 0) + more
+  return joined * limits.samples_per_insert - tonumber(redis.call('HGET', state, 'sampled') or 0)
 end
 
 -- A group is delivered: count its use. Returns its entry in the lease, which is also what the caller is told of it.

@@ -16,4 +16,5 @@ elseif lease.state ~= 'live' then
 end
 local returned = give_back(lease_id, lease, 'released')
 wake('fresh', redis.call('ZCARD', fresh))
+wake('replay', redis.call('ZCARD', recency))
 return returned

@@ -247,6 +247,13 @@ local function evict()
   return id ~= nil
 end
 
+-- Make room for so many more bytes of payload, as far as replay groups can.
+local function evict_for_bytes(more)
+  while limits.capacity_bytes and tonumber(redis.call('HGET', state, 'payload_bytes') or 0) + more
+    > limits.capacity_bytes and evict() do
+  end
+end
+
 -- Join replay, after making room for it. Room first, or a lifo remover would always take the newcomer.
 local function join_with_room(id, fact)
   while redis.call('ZCARD', recency) >= limits.replay_capacity and evict() do
@@ -287,10 +294,19 @@ local function is_drawable(id, fact, used)
   return limits.max_kl == nil or (read_mark(id).kl or 0) <= limits.max_kl
 end
 
--- Draw at most `slots` replay groups, each at most once, and only where accept(id, fact). Stale ones met on the way
--- leave, under staleness_rule drop or wait. Returns a list of {id, fact, probability}.
+-- Why a group that a draw meets leaves: it is too old, or used up and in no lease that might give a use back.
+local function why_leave(id, fact, used)
+  if is_stale(fact) and limits.staleness_rule ~= 'withhold' then
+    return 'stale'
+  elseif limits.max_times_sampled and used >= limits.max_times_sampled and not redis.call('HGET', pins, id) then
+    return 'exhausted'
+  end
+end
+
+-- Draw at most `slots` replay groups, each at most once, and only where accept(id, fact). Those met on the way that
+-- have no future leave. Returns a list of {id, fact, probability}.
 local function draw_replay(slots, accept)
-  local drawn, passed, stale = {}, {}, {}
+  local drawn, passed, leaving = {}, {}, {}
   local start, most, exhausted = 0, math.max(4096, 16 * slots), false
   local last_time, passed_in_time
   local total = orders.clock and slots > 0 and tune_clock() or 0
@@ -300,11 +316,11 @@ local function draw_replay(slots, accept)
     start = start + #ids
     local used = #ids > 0 and redis.call('HMGET', uses, unpack(ids))
     for i, fact in ipairs(read_facts(ids)) do
-      local id = ids[i]
+      local id, times_used = ids[i], tonumber(used[i] or 0)
       if #drawn == slots or (times and times[i] == math.huge) then
         exhausted = true
         break
-      elseif is_drawable(id, fact, tonumber(used[i] or 0)) and accept(id, fact) then
+      elseif is_drawable(id, fact, times_used) and accept(id, fact) then
         local probability = 1
         if times then
           last_time, passed_in_time = times[i], #passed
@@ -313,8 +329,8 @@ local function draw_replay(slots, accept)
           probability = math.max(LEAST_PROBABILITY, math.min(probability, 1))
         end
         drawn[#drawn + 1] = { id = id, fact = fact, probability = probability }
-      elseif is_stale(fact) and limits.staleness_rule ~= 'withhold' then
-        stale[#stale + 1] = { id, fact }
+      elseif why_leave(id, fact, times_used) then
+        leaving[#leaving + 1] = { id, fact, why_leave(id, fact, times_used) }
       else
         passed[#passed + 1] = { id, fact }
       end
@@ -327,8 +343,8 @@ local function draw_replay(slots, accept)
       arm(passed[i][1], passed[i][2])
     end
   end
-  for _, found in ipairs(stale) do
-    discard(found[1], found[2], 'stale')
+  for _, found in ipairs(leaving) do
+    discard(found[1], found[2], found[3])
   end
   return drawn
 end

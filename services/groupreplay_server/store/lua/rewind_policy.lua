@@ -25,7 +25,7 @@ end
 local rewinds = tonumber(current[3] or 0) + 1
 redis.call('HSET', policy, 'version', version, 'weights_uri', weights_uri, 'weights_sha256', weights_sha256,
   'label', label, 'published_at_ms', now_ms, 'rewinds', rewinds, 'rewind_id', rewind_id,
-  'step_of_rewind:' .. rewinds, step)
+  'step_of_rewind:' .. rewinds, step, 'version_of_rewind:' .. rewinds, version)
 local known = redis.call('HGETALL', labels)
 for i = 1, #known, 2 do
   if tonumber(known[i + 1]) >= version then

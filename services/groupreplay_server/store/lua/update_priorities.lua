@@ -7,11 +7,13 @@ end
 catch_up()
 local found = {}
 for i = 4, #ARGV, 4 do
-  local fact = read_fact(ARGV[i])
+  local place = locate(ARGV[i])
+  local fact = place ~= 'gone' and read_fact(ARGV[i])
   if fact then
     set_mark(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
     place_anew(ARGV[i], fact)
   end
   found[#found + 1] = fact and 1 or 0
 end
+wake('replay', redis.call('ZCARD', recency)) -- what max_kl held back may be drawn now
 return found

@@ -17,6 +17,7 @@ for i = 4, #ARGV, 2 do
 end
 while redis.call('ZCARD', recency) > limits.replay_capacity and evict() do
 end
+evict_for_bytes(0)
 if limits.ttl_s and not had_ttl then
   local function note_birth(id, fact)
     redis.call('ZADD', born, fact.inserted_ms, id)
