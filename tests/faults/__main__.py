@@ -16,7 +16,7 @@ def main() -> int:
     """Run a campaign; return 1 if anything is wrong."""
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the victims, moments and groups")
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, help="default: 50, and 20 where a master has to be replaced each time")
     parser.add_argument("--deployment", choices=["standalone", "sentinel", "cluster"], default="standalone")
     parser.add_argument("--pace", type=float, default=4.0, help="mean seconds between two kills")
     parser.add_argument("--no-learner", action="store_true", help="without a real `groupreplay train`")
@@ -24,7 +24,7 @@ def main() -> int:
     options = parser.parse_args()
     plan = Plan(
         seed=options.seed,
-        kills=options.kills,
+        kills=options.kills or (50 if options.deployment == "standalone" else 20),
         deployment=options.deployment,
         pace_s=options.pace,
         learner=not options.no_learner,

@@ -69,13 +69,16 @@ class Audit:
             self._disagree(f"the table counts {inserted} inserts, producers {len(set(acknowledged))}")
 
     def _damaged(self, page: list[str]) -> Iterator[str]:
+        """Yield the groups of a page that cannot be read, or are not what was sent."""
         try:
-            for stored in self._client.get_groups(page, **self._names):
-                if not is_intact(stored.group):
-                    yield stored.group.group_id
-        except GroupReplayError as error:
-            yield from page
-            self._disagree(f"groups cannot be read: {error}")
+            found = self._client.get_groups(page, **self._names)
+        except GroupReplayError:
+            if len(page) == 1:
+                yield page[0]
+            for group_id in page if len(page) > 1 else ():
+                yield from self._damaged([group_id])
+        else:
+            yield from (stored.group.group_id for stored in found if not is_intact(stored.group))
 
     def check_steps(self, steps: Mapping[int, Trained], *, newest: int | None = None) -> None:
         """Each committed step has one lineage, which says what its trainer says, and no fresh group is in two."""

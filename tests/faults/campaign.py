@@ -28,6 +28,8 @@ LOST_SHARE = 0.03
 """Of the answers that pass a lossy proxy."""
 CALM_S = 3.0
 """How long the load runs undisturbed before the first kill and after the last."""
+REST_S = 20.0
+"""About what it takes from the last kill to the end."""
 
 Say = Callable[[str], None]
 
@@ -221,8 +223,9 @@ class Campaign:
         kinds = list(dict.fromkeys(victim.kind for victim in victims))
         faults = draw_faults(self._plan, len(kinds))
         rng = self._rng("which of a kind")
-        left_s = sum(fault.after_s for fault in faults)
+        left_s = planned_s = sum(fault.after_s for fault in faults)
         await asyncio.sleep(CALM_S)
+        started = time.monotonic()
         for number, fault in enumerate(faults, start=1):
             await asyncio.sleep(fault.after_s)
             kind = kinds[fault.victim]
@@ -230,9 +233,10 @@ class Campaign:
             await self._graveyard.kill(victim, fault.down_s)
             left_s -= fault.after_s
             inserts, steps = await asyncio.to_thread(self._progress)
+            slower = (time.monotonic() - started) / (planned_s - left_s)  # than planned
             self._say(
                 f"{number:3} of {self._plan.kills} killed {kind:17}  {inserts:7} acknowledged {steps:6} steps committed"
-                f"  about {left_s + 30:3.0f} s left"
+                f"  about {left_s * slower + REST_S:3.0f} s left"
             )
         await self._graveyard.all_returned()
         await asyncio.sleep(CALM_S)
