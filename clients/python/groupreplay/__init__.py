@@ -7,6 +7,7 @@ from groupreplay.errors import (
     CallDeadlineExceededError,
     DurabilityNotReachedError,
     FuturePolicyVersionError,
+    GroupClosedError,
     GroupReplayError,
     GroupTooLargeError,
     InternalError,
@@ -30,6 +31,7 @@ from groupreplay.errors import (
     UnknownTableError,
 )
 from groupreplay.groups import FinishReason, Rollout, RolloutGroup
+from groupreplay.merge import merge_groups
 from groupreplay.table_config import (
     Durability,
     Fill,
@@ -57,7 +59,10 @@ from groupreplay.types import (
     Policy,
     Producer,
     ProducerHealth,
+    PushOutcome,
+    PushResult,
     Quota,
+    RolloutPiece,
     Severity,
     StoredGroup,
     Table,
@@ -80,6 +85,7 @@ __all__ = [
     "Finding",
     "FinishReason",
     "FuturePolicyVersionError",
+    "GroupClosedError",
     "GroupFeedback",
     "GroupReplayError",
     "GroupSource",
@@ -99,6 +105,8 @@ __all__ = [
     "PrioritySource",
     "Producer",
     "ProducerHealth",
+    "PushOutcome",
+    "PushResult",
     "Quota",
     "QuotaExceededError",
     "RateLimit",
@@ -106,6 +114,7 @@ __all__ = [
     "Remover",
     "Rollout",
     "RolloutGroup",
+    "RolloutPiece",
     "Sampler",
     "ServiceUnavailableError",
     "Severity",
@@ -123,4 +132,5 @@ __all__ = [
     "UnknownRunError",
     "UnknownStepError",
     "UnknownTableError",
+    "merge_groups",
 ]

@@ -13,7 +13,7 @@ RUNS = f"{PREFIX}:runs"
 SWEEPER = f"{PREFIX}:sweeper"
 """string: the server that sweeps orphans, with an expiry"""
 WAKE_CHANNEL = f"{PREFIX}:wake"
-"""pub/sub channel, messages `run/table fresh N`, `run/table demand N`, `run policy N`"""
+"""pub/sub channel, messages `run/table fresh N`, `run/table demand N`, `run policy N`, `run/table closing MS`"""
 
 _RUN_KEYS = ("policy", "tables", "labels", "quota", "usage", "barrier")
 _TABLE_KEYS = (
@@ -21,6 +21,7 @@ _TABLE_KEYS = (
     "sums", "born", "headers", "facts", "marks", "uses", "pins", "returns", "leased", "leases", "records", "ended",
     "steps", "seen", "waiting", "admitted", "garbage",
     "lineage", "logged", "producers",
+    "opened", "pieces", "closing", "closed", "closed_at",
 )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from groupreplay_server.store.fields import (
     vitals_from_reply,
 )
 from groupreplay_server.store.keys import RUNS, RunKeys, TableKeys
+from groupreplay_server.store.piece_store import PieceStore
 from groupreplay_server.store.policy_store import PolicyStore
 from groupreplay_server.store.records import (
     BatchNotReady,
@@ -63,6 +64,7 @@ class RedisStore:
         self._now_ms = clock
         self._new_seed = new_seed
         self.policies = PolicyStore(redis, clock)
+        self.pieces = PieceStore(redis, clock, new_seed)
 
     async def ping(self) -> None:
         """Raise StoreUnavailableError unless Redis answers."""

@@ -33,6 +33,11 @@ local garbage = KEYS[31]  -- zset  group_id/payload_ref -> time its last use end
 local lineage = KEYS[32]  -- hash  training step -> packed record of its batch
 local logged = KEYS[33]   -- zset  training step -> itself: those in lineage
 local producers = KEYS[34] -- hash  producer_id -> packed {first, last heard, last insert, counts, interval_s, status}
+local opened = KEYS[35]   -- hash  group_id -> packed partial group: pieces in order of arrival, terms, sizes, deadline
+local pieces = KEYS[36]   -- hash  group_id/piece_id -> packed {header, payload_ref, rollouts}
+local closing = KEYS[37]  -- zset  group_id -> when to look at the partial group: its deadline, or the end of a claim
+local closed = KEYS[38]   -- hash  group_id -> packed partial group that closed short, or was dropped
+local closed_at = KEYS[39] -- zset  group_id -> time: those in closed
 
 local now_ms = tonumber(ARGV[1]) -- wall clock of the caller
 local topic = ARGV[2]            -- run/table, for wake-ups
