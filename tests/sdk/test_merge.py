@@ -15,7 +15,8 @@ from groupreplay.merge import merge_groups
 
 def piece(*rewards: float, tokens: int = 3, **other: Any) -> RolloutGroup:
     """Return a piece of group g."""
-    return make_group(**{"group_id": "g", "rewards": rewards, "tokens": tokens, "created_at_ms": 5} | other)
+    fields: dict[str, Any] = {"group_id": "g", "rewards": rewards, "tokens": tokens, "created_at_ms": 5}
+    return make_group(**fields | other)
 
 
 def cut(group: RolloutGroup, sizes: list[int]) -> list[RolloutGroup]:
