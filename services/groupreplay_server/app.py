@@ -13,6 +13,7 @@ from pathlib import Path
 from groupreplay_server.api.grpc_api import GrpcApi, GrpcServer
 from groupreplay_server.api.http_api import HttpServer, make_app
 from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.closer import Closer
 from groupreplay_server.embedded import embedded_redis
 from groupreplay_server.janitor import Janitor
 from groupreplay_server.readiness import Readiness
@@ -65,6 +66,7 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         store = RedisStore(redis)
         wakeups, janitor, readiness, metrics = WakeUps(), Janitor(store), Readiness(store), Metrics()
         service = ReplayService(store, wakeups, janitor)
+        closer = Closer(store, service.partial_groups, wakeups)
         grpc_server = GrpcServer(GrpcApi(service, metrics))
         http_server = HttpServer(make_app(service, readiness, metrics))
         grpc_port = grpc_server.bind(settings.grpc_listen)
@@ -74,6 +76,7 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
             tasks.create_task(wakeups.dispatch(listen(listener, WAKE_CHANNEL))),
             tasks.create_task(janitor.run()),
             tasks.create_task(service.keeping.run()),
+            tasks.create_task(closer.run()),
         ]
         tasks.create_task(http_server.serve())
         await grpc_server.start()

@@ -15,7 +15,7 @@ SWEEPER = f"{PREFIX}:sweeper"
 RESTORES = f"{PREFIX}:restores"
 """set of `run/table` that are being restored"""
 WAKE_CHANNEL = f"{PREFIX}:wake"
-"""pub/sub channel, messages `run/table fresh N`, `run/table demand N`, `run policy N`"""
+"""pub/sub channel, messages `run/table fresh N`, `run/table demand N`, `run policy N`, `run/table closing MS`"""
 
 _RUN_KEYS = ("policy", "tables", "labels", "quota", "usage", "barrier")
 _TABLE_KEYS = (
@@ -23,6 +23,7 @@ _TABLE_KEYS = (
     "sums", "born", "headers", "facts", "marks", "uses", "pins", "returns", "leased", "leases", "records", "ended",
     "steps", "seen", "waiting", "admitted", "garbage",
     "lineage", "logged", "producers", "holds",
+    "opened", "pieces", "closing", "closed", "closed_at",
 )  # fmt: skip
 
 

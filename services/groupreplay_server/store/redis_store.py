@@ -30,6 +30,7 @@ from groupreplay_server.store.fields import (
 )
 from groupreplay_server.store.keeping_store import KeepingStore, KeptGroup
 from groupreplay_server.store.keys import RUNS, RunKeys, TableKeys
+from groupreplay_server.store.piece_store import PieceStore
 from groupreplay_server.store.policy_store import PolicyStore
 from groupreplay_server.store.records import (
     BatchNotReady,
@@ -65,6 +66,7 @@ class RedisStore:
         self._new_seed = new_seed
         self.policies = PolicyStore(redis, clock)
         self.keeping = KeepingStore(redis, self._shared)
+        self.pieces = PieceStore(redis, clock, new_seed)
 
     async def ping(self) -> None:
         """Raise StoreUnavailableError unless Redis answers."""

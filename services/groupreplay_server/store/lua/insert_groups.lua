@@ -12,10 +12,11 @@ catch_up()
 local room = limits.fill == 'sample' and math.huge or limits.fresh_capacity - redis.call('ZCARD', fresh)
 local most_groups, most_bytes = unpack(redis.call('HMGET', quota, 'max_groups', 'max_bytes'))
 
-local function over_quota(bytes)
+-- What pieces of the group hold makes room for the whole.
+local function over_quota(bytes, partial)
   local groups, held = unpack(redis.call('HMGET', usage, 'groups', 'bytes'))
-  return (most_groups and tonumber(groups or 0) >= tonumber(most_groups))
-    or (most_bytes and tonumber(held or 0) + bytes > tonumber(most_bytes))
+  return (most_groups and tonumber(groups or 0) - (partial and 1 or 0) >= tonumber(most_groups))
+    or (most_bytes and tonumber(held or 0) - (partial and partial.bytes or 0) + bytes > tonumber(most_bytes))
 end
 
 -- Whether inserts are too far ahead of samples.
@@ -27,12 +28,13 @@ local function over_rate()
 end
 
 -- Bytes that would be over the table's limit even without any replay.
-local function over_bytes(bytes)
+local function over_bytes(bytes, partial)
   if not limits.capacity_bytes then
     return false
   end
   local held, replay_held = unpack(redis.call('HMGET', state, 'payload_bytes', 'replay_bytes'))
-  return tonumber(held or 0) - tonumber(replay_held or 0) + bytes > limits.capacity_bytes
+  local released = tonumber(replay_held or 0) + (partial and partial.bytes or 0)
+  return tonumber(held or 0) - released + bytes > limits.capacity_bytes
 end
 
 local function refusal(group)
@@ -49,11 +51,11 @@ local function refusal(group)
   elseif room <= 0 then
     return string.format('TABLE_FULL group %s: table %s holds %d groups that nobody has taken, its fresh_capacity; '
       .. 'slow the producers down (RequestAdmission) or take batches faster', group.id, topic, limits.fresh_capacity)
-  elseif over_bytes(group.bytes) then
+  elseif over_bytes(group.bytes, group.partial) then
     return string.format('TABLE_FULL group %s: its %d bytes do not fit beside the groups of table %s that nobody '
       .. 'has trained on, capacity_bytes is %.0f; take batches faster or raise it', group.id, group.bytes, topic,
       limits.capacity_bytes)
-  elseif over_quota(group.bytes) then
+  elseif over_quota(group.bytes, group.partial) then
     return string.format('QUOTA_EXCEEDED group %s: its %d bytes would exceed the quota of run %s (max_groups %s, '
       .. 'max_bytes %s); reset tables that are done with, or raise it by SetQuota', group.id, group.bytes,
       string.match(topic, '^[^/]+'), most_groups or 'unlimited', most_bytes or 'unlimited')
@@ -96,6 +98,9 @@ local function place(group)
 end
 
 local function insert(group)
+  if group.partial then
+    complete_partial(group.id, group.partial)
+  end
   group.sequence = redis.call('HINCRBY', state, 'sequence', 1)
   group.effective = group.reward_std > limits.min_reward_std
   group.inserted_ms = now_ms
@@ -136,6 +141,7 @@ for i = 4, #ARGV, 11 do
     count('duplicate', 1)
     results[#results + 1] = 'DUPLICATE'
   else
+    group.partial = read_partial(group.id)
     local refused = refusal(group)
     if refused then
       local event = 'refused_' .. string.lower(string.match(refused, '^%S+'))
