@@ -98,12 +98,14 @@ class PartialGroups:
             [result] = await self._store.insert_groups(run, table, [group], durability=config.durability)
         except (InvalidGroupError, PayloadLostError) as error:
             result = _refused(group_id, error)
+        finally:
+            self._janitor.mark(run, table)
         if result.error is not None and not result.error.retryable:
             if not await self._store.pieces.drop(run, table, group_id):
                 result = await self._find(run, table, group_id)  # another server was faster
             else:
                 _log.warning("partial group %s of table %s/%s is dropped: %s", group_id, run, table, result.error)
-        self._janitor.mark(run, table)
+                self._janitor.mark(run, table)
         return result
 
     async def _put_together(self, run: str, table: str, group_id: str, pieces: Sequence[StoredPiece]) -> IncomingGroup:
