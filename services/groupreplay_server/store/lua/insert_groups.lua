@@ -117,6 +117,13 @@ local function is_own(group)
   return fact and fact.payload_ref == group.payload_ref
 end
 
+-- The payload that was written for a group which is not taken goes, even where the caller is gone by then.
+local function drop_payload(group)
+  if group.payload_ref ~= '' then
+    redis.call('ZADD', garbage, now_ms, group.id .. '/' .. group.payload_ref)
+  end
+end
+
 local results, inserted = {}, 0
 for i = 4, #ARGV, 11 do
   local group = {
@@ -128,6 +135,7 @@ for i = 4, #ARGV, 11 do
     results[#results + 1] = 'INSERTED'
   elseif redis.call('HEXISTS', facts, group.id) == 1 or redis.call('ZSCORE', seen, group.id) then
     count('duplicate', 1)
+    drop_payload(group)
     results[#results + 1] = 'DUPLICATE'
   else
     local refused = refusal(group)
@@ -135,6 +143,7 @@ for i = 4, #ARGV, 11 do
       local event = 'refused_' .. string.lower(string.match(refused, '^%S+'))
       count(event, 1)
       count_task(event, group.task)
+      drop_payload(group)
     else
       insert(group)
       use_admission(group.producer_id)
