@@ -165,11 +165,8 @@ class RedisStore:
                 await self._unlink(key for key, ref in zip(payload_keys, refs, strict=True) if ref)
             raise
         results = [_insert_result(group, reply.decode()) for group, reply in zip(groups, replies, strict=True)]
-        await self._unlink(
-            key
-            for key, ref, result in zip(payload_keys, refs, results, strict=True)
-            if ref and result.outcome is not InsertOutcome.INSERTED
-        )
+        if any(ref and result.outcome is not InsertOutcome.INSERTED for ref, result in zip(refs, results, strict=True)):
+            await self.collect_garbage(run, table)
         return results
 
     async def locate_groups(self, run: str, table: str, group_ids: Sequence[str]) -> list[GroupState]:

@@ -128,6 +128,13 @@ local function note_producer(producer_id, what)
   heard[producer_id][what] = heard[producer_id][what] + 1
 end
 
+-- The payload that was written for a group which is not taken goes, even where the caller is gone by then.
+local function drop_payload(group)
+  if group.payload_ref ~= '' then
+    redis.call('ZADD', garbage, now_ms, group.id .. '/' .. group.payload_ref)
+  end
+end
+
 local results, inserted = {}, 0
 for i = 4, #ARGV, 11 do
   local group = {
@@ -139,6 +146,7 @@ for i = 4, #ARGV, 11 do
     results[#results + 1] = 'INSERTED'
   elseif redis.call('HEXISTS', facts, group.id) == 1 or redis.call('ZSCORE', seen, group.id) then
     count('duplicate', 1)
+    drop_payload(group)
     results[#results + 1] = 'DUPLICATE'
   else
     group.partial = read_partial(group.id)
@@ -148,6 +156,7 @@ for i = 4, #ARGV, 11 do
       count(event, 1)
       note_producer(group.producer_id, 'refused')
       count_task(event, group.task)
+      drop_payload(group)
     else
       insert(group)
       use_admission(group.producer_id)

@@ -149,7 +149,7 @@ local function follow_rewinds()
   end
   each_group(redis.call('ZRANGE', fresh, 0, -1), leave_if_undone)
   each_group(redis.call('ZRANGE', recency, 0, -1), leave_if_undone)
-  drop_partials_after(version)
+  drop_partials_after(oldest)
   redis.call('HSET', state, 'rewinds', rewinds, 'paced_from_version', oldest, 'paced_from_inserted',
     redis.call('HGET', counters, 'inserted') or 0)
 end
