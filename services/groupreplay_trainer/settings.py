@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from groupreplay import Fill, InvalidRequestError, TableConfig
+from groupreplay import Durability, Fill, InvalidRequestError, TableConfig
 from groupreplay.groups import check_name
 
 Algorithm = Literal["popo", "popo-pi-old", "popo-mu", "grpo", "grpo-filter", "dapo"]
@@ -86,6 +86,8 @@ class TrainerSettings:
     """Deliveries after which its groups leave; unlimited by default."""
     ahead_groups: int | None = 0
     """Groups that generators may run ahead of the trainer. 0: fresh groups are strictly on-policy."""
+    durability: Literal["memory", "aof", "replicas"] = "memory"
+    """What inserts into a table created here, and commits, have reached when they are acknowledged."""
 
     rewind: bool = False
     """Where the run is ahead of the newest checkpoint in run_dir, undo its later steps rather than refuse to start: its
@@ -137,6 +139,7 @@ class TrainerSettings:
             max_staleness=self.max_staleness,
             max_times_sampled=self.max_times_sampled,
             ahead_groups=self.ahead_groups,
+            durability=Durability(self.durability),
         )
 
     @property

@@ -73,6 +73,24 @@ async def test_groups_of_older_steps_are_let_go(make_table: MakeTable) -> None:
     assert [group.group_id for group in (await table.client.get_lineage(step=1, **table.names)).groups] == ["a", "b"]
 
 
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_step_that_is_committed_after_newer_ones_is_a_step_like_any_other(
+    make_table: MakeTable, late: bool
+) -> None:
+    """Two trainers share a table, and one of them is behind: its groups join replay, those of the newest steps stay."""
+    table = await make_table(lineage_payload_steps=1)
+    await table.insert(*effective("a", "b", "c", "d"), *ineffective("x"))
+    behind = await table.take(2)
+    await table.train(2, step=9)
+    if late:
+        table.expire_leases()
+    assert await table.commit(behind, step=1) is False
+    assert await table.locate("a", "b", "c", "d", "x") == [GroupState.REPLAY] * 4 + [GroupState.FRESH]
+    assert [group.group_id for group in (await table.client.get_lineage(step=1, **table.names)).groups] == ["a", "b"]
+    assert ids(await replay_step(table, 9)) == ["c", "d"]
+    assert len(await table.train(1, step=10)) == 1
+
+
 async def test_steps_beyond_the_lineage_are_forgotten(make_table: MakeTable) -> None:
     """lineage_steps bounds what is remembered."""
     table = await make_table(lineage_steps=1)

@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from faults.audit import Audit, Trained, Verdict, check_redis, logged_steps, trained_steps
@@ -16,12 +16,12 @@ from faults.worker import Job, committed_steps
 from lossy_proxy import Exchange, LossyProxy, is_grpc_answer, lossy_proxy
 from processes import ServerProcess
 
-from groupreplay import Client, Sampler, TableConfig
+from groupreplay import Client, Durability, Sampler, TableConfig
 from groupreplay_server.store.keys import TableKeys
 from groupreplay_trainer.settings import TrainerSettings
 
 RUN, TABLE = "faults", "train"
-LEARNER = TrainerSettings(run="learner", batch_size=4, minibatches=2, threads=1, steps=10**6, ahead_groups=0)
+LEARNER = TrainerSettings(run="learner", batch_size=4, minibatches=2, threads=1, steps=10**6)
 TRAINERS = 2
 BATCH_SIZE = 16
 LOST_SHARE = 0.03
@@ -125,7 +125,7 @@ class Campaign:
             await asyncio.to_thread(self._make_tables, addresses[0], where)
             for proxy in proxies:
                 proxy.lose_answers(10**9)  # of those that are unlucky
-            self._make_workers([*addresses, *(proxy.address for proxy in proxies)])
+            self._make_workers([*addresses, *(proxy.address for proxy in proxies)], where.durability)
             victims = [Server(f"server {name}", server) for name, server in zip("ab", servers, strict=True)]
             stack.enter_context(cleared(self._workers()))
             for worker in self._workers():
@@ -168,9 +168,10 @@ class Campaign:
         with Client(address) as client:
             client.create_table(run=RUN, table=TABLE, config=config)
             if self._plan.learner:
-                client.create_table(run=LEARNER.run, table=LEARNER.table, config=LEARNER.table_config())
+                learner = replace(LEARNER, durability=where.durability.value)
+                client.create_table(run=learner.run, table=learner.table, config=learner.table_config())
 
-    def _make_workers(self, addresses: list[str]) -> None:
+    def _make_workers(self, addresses: list[str], durability: Durability) -> None:
         """Spread workers over both services, half of them behind a proxy that loses answers."""
         direct_a, direct_b, lossy_a, lossy_b = addresses
         self._producers = [
@@ -185,7 +186,7 @@ class Campaign:
             job = self._job("producer", "feeder", lossy_b, run=LEARNER.run, table=LEARNER.table, long_groups=False)
             self._producers.append(WorkerProcess(job))
             self._learner = CommandProcess(
-                "groupreplay train", self._learner_command(direct_a), self._folder / "learner.log"
+                "groupreplay train", self._learner_command(direct_a, durability), self._folder / "learner.log"
             )
 
     def _job(self, role: str, name: str, address: str, **more: object) -> Job:
@@ -202,7 +203,7 @@ class Campaign:
         }
         return Job(**values | more)  # type: ignore[arg-type]
 
-    def _learner_command(self, address: str) -> list[str]:
+    def _learner_command(self, address: str, durability: Durability) -> list[str]:
         flags = {
             "--server": address,
             "--run": LEARNER.run,
@@ -211,7 +212,7 @@ class Campaign:
             "--minibatches": str(LEARNER.minibatches),
             "--threads": str(LEARNER.threads),
             "--steps": str(LEARNER.steps),
-            "--ahead-groups": str(LEARNER.ahead_groups),
+            "--durability": durability.value,
         }
         return ["groupreplay_cli", "train", *(part for flag in flags.items() for part in flag)]
 
@@ -219,8 +220,10 @@ class Campaign:
         return [*self._producers, *self._trainers, *([self._learner] if self._learner else [])]
 
     async def _kill_all(self, victims: list[Victim]) -> None:
-        """Kill by the plan, a kind of victim as often as any other, and say how far it is."""
+        """Kill by the plan, a kind of victim as often as any other but for masters, and say how far it is."""
         kinds = list(dict.fromkeys(victim.kind for victim in victims))
+        if self._plan.deployment != "standalone":
+            kinds += ["redis master"] * 2
         faults = draw_faults(self._plan, len(kinds))
         rng = self._rng("which of a kind")
         left_s = planned_s = sum(fault.after_s for fault in faults)

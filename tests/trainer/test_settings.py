@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from groupreplay import Fill, InvalidRequestError
+from groupreplay import Durability, Fill, InvalidRequestError
 from groupreplay_trainer.loss import Objective
 from groupreplay_trainer.settings import TrainerSettings
 from groupreplay_trainer.trainer import update_settings
@@ -39,6 +39,12 @@ def test_replay_holds_four_batches_by_default() -> None:
     """The capacity follows the batch size unless it is given."""
     assert TrainerSettings(batch_size=8).table_config().replay_capacity == 32
     assert TrainerSettings(batch_size=8, replay_capacity=5).table_config().replay_capacity == 5
+
+
+def test_commits_are_as_durable_as_asked() -> None:
+    """The table that the trainer creates says it, and so does the command line."""
+    assert TrainerSettings().table_config().durability is Durability.MEMORY
+    assert TrainerSettings(durability="aof").table_config().durability is Durability.AOF
 
 
 def test_lease_ids_are_named_after_the_step() -> None:

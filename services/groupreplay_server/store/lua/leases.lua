@@ -95,7 +95,10 @@ local function log_step(step, lease_id, lease)
   if limits.lineage_steps == 0 then
     return
   end
-  local name, pinned = string.format('%.0f', step), limits.lineage_payload_steps > 0
+  local name = string.format('%.0f', step)
+  -- A step that comes after many newer ones must not pin: it would be unpinned below, and its fresh groups, which have
+  -- no place yet, would be erased.
+  local pinned = redis.call('ZCOUNT', logged, '(' .. name, '+inf') < limits.lineage_payload_steps
   if pinned then
     for _, entry in ipairs(lease.entries) do
       pinned = pinned and redis.call('HEXISTS', facts, entry[1]) == 1
