@@ -1,10 +1,18 @@
 -- Insert rollout groups as fresh, in the order given; an id that is or was in the table changes nothing.
 -- Returns a list with one of these per group: 'INSERTED', 'DUPLICATE', or 'REASON message' for a refused one.
--- Errors: UNKNOWN_RUN, UNKNOWN_TABLE. Reasons: FUTURE_POLICY_VERSION, STALE_POLICY_VERSION, GROUP_TOO_LARGE, TABLE_FULL
+-- Errors: UNKNOWN_RUN, UNKNOWN_TABLE, STORE_UNAVAILABLE.
+-- Reasons: FUTURE_POLICY_VERSION, STALE_POLICY_VERSION, GROUP_TOO_LARGE, TABLE_FULL
 -- repeated: group_id, header, version_min, version_max, reward_std, payload_bytes, payload_ref, prompt_id, producer_id
 local limits = read_config()
 if not limits.fill then
   return no_such_table()
+end
+
+-- On a cluster payloads are written first, and those of an insert that took too long may have been swept away.
+local begun_until_ms = tonumber(redis.call('HGET', state, 'begun_until_ms') or 0)
+if now_ms <= begun_until_ms then
+  return fail('STORE_UNAVAILABLE', 'the insert into table %s began %d s before what may still be inserted; call again, '
+    .. 'and see that the clocks of the servers agree', topic, (begun_until_ms - now_ms) / 1000)
 end
 
 local version = policy_version()
