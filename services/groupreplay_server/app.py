@@ -23,7 +23,9 @@ from groupreplay_server.store.address import RedisAccess, read_address
 from groupreplay_server.store.connection import listen, open_redis
 from groupreplay_server.store.durability import WaitLimits
 from groupreplay_server.store.keys import WAKE_CHANNEL
+from groupreplay_server.store.orphans import OrphanStore
 from groupreplay_server.store.redis_store import RedisStore
+from groupreplay_server.sweeper import Sweeper
 from groupreplay_server.wakeups import WakeUps
 
 _log = logging.getLogger(__name__)
@@ -77,6 +79,7 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
             tasks.create_task(janitor.run()),
             tasks.create_task(service.keeping.run()),
             tasks.create_task(closer.run()),
+            tasks.create_task(Sweeper(OrphanStore(redis)).run()),
         ]
         tasks.create_task(http_server.serve())
         await grpc_server.start()

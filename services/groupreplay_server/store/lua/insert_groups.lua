@@ -1,13 +1,17 @@
 -- Insert rollout groups, in the order given, as fresh, or as replay where the table only samples; an id that is or was
 -- in the table changes nothing.
 -- Returns a list with one of these per group: 'INSERTED', 'DUPLICATE', or 'REASON message' for a refused one.
--- Errors: UNKNOWN_RUN, UNKNOWN_TABLE
+-- Errors: UNKNOWN_RUN, UNKNOWN_TABLE, STORE_UNAVAILABLE
 -- Reasons: FUTURE_POLICY_VERSION, STALE_POLICY_VERSION, GROUP_TOO_LARGE, TABLE_FULL, QUOTA_EXCEEDED, RATE_LIMITED
 -- repeated: group_id, header, version_min, version_max, reward_std, bytes, ref, prompt_id, producer_id, task, priority
 if not limits.fill then
   return no_such_table()
 end
 catch_up()
+
+if begun_too_long_ago() then
+  return refuse_late_insert()
+end
 
 local room = limits.fill == 'sample' and math.huge or limits.fresh_capacity - redis.call('ZCARD', fresh)
 local most_groups, most_bytes = unpack(redis.call('HMGET', quota, 'max_groups', 'max_bytes'))

@@ -2,13 +2,16 @@
 -- Returns a list with {what, rollouts, group_size} for each piece; what is KEPT, FULL (kept, and the caller has claimed
 -- the group), DUPLICATE, DUE (a duplicate of a group that waits to be closed), KNOWN (the group is, or was, in the
 -- table), or 'REASON message' for a refused one.
--- Errors: UNKNOWN_RUN, UNKNOWN_TABLE
+-- Errors: UNKNOWN_RUN, UNKNOWN_TABLE, STORE_UNAVAILABLE
 -- Reasons: INVALID_GROUP, GROUP_CLOSED, FUTURE_POLICY_VERSION, STALE_POLICY_VERSION, GROUP_TOO_LARGE
 -- Reasons: TABLE_FULL, QUOTA_EXCEEDED
 -- repeated: group_id, piece_id, header, ref, bytes, merged_bytes, rollouts, version_min, version_max, producer_id,
 -- repeated: prompt_id, prompt_token_ids, prompt_text, task, columns, rows, group_size, min_rollouts, close_after_ms
 if not limits.fill then
   return no_such_table()
+end
+if begun_too_long_ago() then
+  return refuse_late_insert()
 end
 catch_up()
 
