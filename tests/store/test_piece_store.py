@@ -9,8 +9,11 @@ from store_user import KEYS, StoreUser, incoming
 from groupreplay.errors import GroupClosedError, InvalidGroupError, UnknownTableError
 from groupreplay.merge import PieceTerms
 from groupreplay.types import InsertOutcome
+from groupreplay_server.store.keys import PAYLOADS
+from groupreplay_server.store.orphans import OrphanStore
 from groupreplay_server.store.piece_store import PieceStore
 from groupreplay_server.store.records import IncomingPiece
+from groupreplay_server.sweeper import Sweeper
 
 NAMES = ("run", "train")
 TERMS = PieceTerms(prompt_id="p", prompt_token_ids="d", prompt_text="", task="", columns="", rows="")
@@ -165,3 +168,12 @@ async def test_pieces_need_a_table(pieces: PieceStore) -> None:
     """As groups do."""
     with pytest.raises(UnknownTableError):
         await pieces.push("run", "nowhere", [piece("a")])
+
+
+async def test_pieces_of_an_open_group_are_no_orphans(store: StoreUser, pieces: PieceStore) -> None:
+    """No group names their payloads yet, and sweeping must not take them; those of a forgotten piece are its to take."""
+    await pieces.push(*NAMES, [piece("one"), piece("two")])
+    store.redis.set(KEYS.payload("g/stray"), b"of a server that died")
+    sweeper = Sweeper(OrphanStore(store.connection), grace_s=0.0, keys_per_s=10**9)
+    assert [await sweeper.sweep(), await sweeper.sweep()] == [0, 1]
+    assert len(list(store.redis.scan_iter(f"{PAYLOADS}*"))) == 2
