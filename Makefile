@@ -3,6 +3,8 @@ PYTHON ?= python3
 # A smaller install on machines without a GPU: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 ARGS ?=
+SEED ?= 0
+KILLS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +12,7 @@ PIP_VERSION := 26.3
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test check format protos sync-client reference constraints wheel-test clean
+.PHONY: help demo test test-long faults check format protos sync-client reference constraints wheel-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +22,12 @@ demo: $(VENV)/demo-installed ## run the whole loop on this machine: a table and 
 
 test: $(VENV)/dev-installed ## run all tests, on a real Redis; ARGS="-k name" passes options to pytest
 	$(BIN)/pytest $(ARGS)
+
+test-long: $(VENV)/dev-installed ## run the tests that take minutes: whole demos
+	$(BIN)/pytest -m minutes $(ARGS)
+
+faults: $(VENV)/dev-installed ## kill services, Redis, trainers, producers under load, and look for losses; KILLS=50 SEED=0
+	@PYTHONPATH=tests $(BIN)/python -m faults --seed $(SEED) $(if $(KILLS),--kills $(KILLS)) $(ARGS)
 
 check: $(VENV)/dev-installed ## lint, types, import directions, generated files
 	$(BIN)/ruff check

@@ -8,7 +8,19 @@ from pathlib import Path
 
 from groupreplay_server.store.scripts import load_script, script_names
 
-OPTIONS = ["--no-color", "--std", "lua51", "--globals", "redis", "cmsgpack", "KEYS", "ARGV", "--max-line-length", "120"]
+OPTIONS = [
+    "--no-color",
+    "--std",
+    "lua51",
+    "--globals",
+    "redis",
+    "cmsgpack",
+    "bit",
+    "KEYS",
+    "ARGV",
+    "--max-line-length",
+    "120",
+]
 # Every script is given all keys and functions of the prelude, and uses some.
 UNUSED_PRELUDE = ["--ignore", "211", "--no-unused-args"]
 

@@ -46,14 +46,16 @@ def main() -> None:
         print(f"{wheel.name}: {wheel.stat().st_size / 2**20:.1f} MiB")
         venv.create(folder / "venv", with_pip=True)
         python = folder / "venv/bin/python"
-        pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+        pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check"]
         constraints: list[str | Path] = ["--constraint", ROOT / "constraints.txt"]
-        run(*pip, "install", *constraints, wheel)
-        installed = {entry["name"].lower() for entry in json.loads(run(*pip, "list", "--format=json"))}
+        run(*pip, "install", "--quiet", *constraints, wheel)
+        installed = {
+            entry["name"].lower().replace("_", "-") for entry in json.loads(run(*pip, "list", "--format=json"))
+        }
         if extra := installed - BARE:
             sys.exit(f"the bare SDK also installs {sorted(extra)}")
         run(python, "-c", "import groupreplay; groupreplay.Client('127.0.0.1:1')")
-        run(*pip, "install", *constraints, f"{wheel}[server]")
+        run(*pip, "install", "--quiet", *constraints, f"{wheel}[server]")
         run(python, "-c", ROUND_TRIP, folder)
     print("the wheel works: bare = SDK alone, [server] = a service that serves")
 

@@ -10,7 +10,8 @@ from store_user import incoming
 
 from groupreplay.errors import GroupReplayError
 from groupreplay.retry import Attempts
-from groupreplay.types import Durability, GroupState, InsertOutcome, TableConfig
+from groupreplay.table_config import Durability, TableConfig
+from groupreplay.types import GroupState, InsertOutcome
 from groupreplay_server.store.records import IncomingGroup, LeasedBatch
 from groupreplay_server.store.redis_store import RedisStore
 

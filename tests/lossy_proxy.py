@@ -83,6 +83,9 @@ class LossyProxy:
         exchange = Exchange()
         try:
             up_reader, up_writer = await self._connect()
+        except OSError:  # the target is away, and so is what stands before it
+            writer.transport.abort()
+            return
         except BaseException:
             writer.transport.abort()
             raise
@@ -97,6 +100,7 @@ class LossyProxy:
                 each.transport.abort()
             for task in ends:
                 task.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._target.startswith("unix://"):

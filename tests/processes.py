@@ -107,9 +107,12 @@ def redis_binaries() -> list[str]:
 class ServerProcess:
     """`groupreplay serve` in a process of its own, to be killed and started again on the same address."""
 
-    def __init__(self, folder: Path, redis_url: str = "") -> None:
+    def __init__(self, folder: Path, redis_url: str = "", *options: str, log: Path | None = None) -> None:
+        """Prepare it; options are further flags, and log is a file for what it says, else the terminal."""
         self._folder = folder
         self._redis_url = redis_url
+        self._options = options
+        self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self.grpc_address = "127.0.0.1:0"
         self.http_address = ""
@@ -119,14 +122,16 @@ class ServerProcess:
         """Start it and return when it answers; the second start takes the port of the first."""
         ready_file = self._folder / "ready.json"
         ready_file.unlink(missing_ok=True)
-        self._process = subprocess.Popen(
-            [
-                sys.executable, "-m", "groupreplay_cli", "serve", "--grpc-listen", self.grpc_address,
-                "--http-listen", "127.0.0.1:0", "--redis-url", self._redis_url,
-                "--data-dir", str(self._folder / "data"), "--ready-file", str(ready_file),
-            ],
-            env=plain_environment(),
-        )  # fmt: skip
+        with self._log.open("ab") if self._log else contextlib.nullcontext() as log:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "groupreplay_cli", "serve", "--grpc-listen", self.grpc_address,
+                    "--http-listen", "127.0.0.1:0", "--redis-url", self._redis_url,
+                    "--data-dir", str(self._folder / "data"), "--ready-file", str(ready_file), *self._options,
+                ],
+                env=plain_environment(),
+                stderr=log,
+            )  # fmt: skip
         wait_until(lambda: ready_file.exists() or self._process_ended(), "the service is ready")
         ready = json.loads(ready_file.read_text())
         self.grpc_address, self.http_address = ready["grpc_address"], ready["http_address"]
@@ -136,6 +141,10 @@ class ServerProcess:
         assert self._process is not None
         assert self._process.poll() is None, f"groupreplay serve ended with {self._process.returncode}"
         return False
+
+    def status(self) -> int | None:
+        """Return its exit status; None while it runs, or before it was started."""
+        return None if self._process is None else self._process.poll()
 
     def kill(self) -> None:
         """SIGKILL."""

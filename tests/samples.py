@@ -4,8 +4,58 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
 
-from groupreplay import Batch, RolloutGroup
+from groupreplay import (
+    Batch,
+    Durability,
+    Fill,
+    PrioritySource,
+    RateLimit,
+    Remover,
+    RolloutGroup,
+    Sampler,
+    StalenessRule,
+    TableConfig,
+)
+
+
+def table_configs() -> st.SearchStrategy[TableConfig]:
+    """Return all table configurations that are allowed, edges included."""
+    counts, shares, numbers = st.integers(1, 2**40 - 1), st.floats(1e-6, 1), st.floats(0, 1e300)
+    rates = st.builds(RateLimit.of, st.floats(0.01, 1e6), min_size_to_sample=counts, error_buffer=st.floats(1e7, 1e9))
+    return st.builds(
+        TableConfig,
+        fill=st.just(Fill.SAMPLE),
+        sampler=st.sampled_from(Sampler),
+        replay_capacity=counts,
+        fresh_capacity=counts,
+        max_staleness=st.integers(0, 2**40 - 1),
+        max_times_sampled=st.none() | counts,
+        min_reward_std=numbers,
+        max_group_bytes=counts,
+        allow_repeated_prompts=st.booleans(),
+        keep_ineffective_payload=st.booleans(),
+        ahead_groups=st.none() | st.integers(0, 2**40 - 1),
+        remover=st.sampled_from(Remover),
+        priority=st.sampled_from(PrioritySource),
+        alpha=numbers,
+        recency_decay=shares,
+        use_decay=shares,
+        kl_decay=numbers,
+        ess_alpha=numbers,
+        importance_beta=st.floats(0, 1),
+        max_kl=st.none() | numbers,
+        staleness_rule=st.sampled_from(StalenessRule),
+        capacity_bytes=st.none() | counts,
+        ttl_s=st.none() | st.floats(0.001, 1e9),
+        rate_limit=st.none() | rates,
+        groups_per_version=st.none() | counts,
+        replay_ineffective=st.booleans(),
+        durability=st.sampled_from(Durability),
+        lineage_steps=st.just(2**40 - 1),
+        lineage_payload_steps=st.integers(0, 2**40 - 1),
+    ) | st.builds(TableConfig, fill=st.sampled_from(Fill), max_staleness=st.none() | counts)
 
 
 def make_group(

@@ -5,7 +5,8 @@ from typing import Any
 
 import redis
 
-from groupreplay.types import InsertOutcome, InsertResult, Policy, Table, TableConfig
+from groupreplay.table_config import TableConfig
+from groupreplay.types import InsertOutcome, InsertResult, Policy, Table
 from groupreplay_server.store.backend import Backend
 from groupreplay_server.store.keys import TableKeys
 from groupreplay_server.store.records import BatchNotReady, IncomingGroup, LeasedBatch
@@ -24,6 +25,8 @@ def incoming(group_id: str, *, effective: bool = True, version: int = 0, **field
         "policy_version_min": version,
         "policy_version_max": version,
         "reward_std": 0.5 if effective else 0.0,
+        "task": "",
+        "priority": 1.0,
         "header": b"header of " + group_id.encode(),
         "payload": b"payload of " + group_id.encode() if effective else None,
     }
@@ -69,7 +72,7 @@ class StoreUser:
 
     async def advance(self, version: int) -> Policy:
         """Move the policy clock."""
-        return await self.store.advance_policy(Policy(run=self.names[0], version=version, weights_uri=f"w{version}"))
+        return await self.store.policies.advance(Policy(run=self.names[0], version=version, weights_uri=f"w{version}"))
 
     async def describe(self) -> Table:
         """Return the state of the table."""
@@ -77,5 +80,5 @@ class StoreUser:
 
     async def call(self, script: str, now_ms: int, *records: tuple[Value, ...], **values: Value) -> Any:
         """Run a script of the table at a time of the test's choice."""
-        shared: dict[str, Value] = {"now_ms": now_ms, "topic": KEYS.topic}
+        shared: dict[str, Value] = {"now_ms": now_ms, "topic": KEYS.topic, "seed": "0123456789abcdef" * 2}
         return await call_script(self.connection, script, KEYS.all(), shared | values, records)

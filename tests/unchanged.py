@@ -21,9 +21,9 @@ async def unchanged(table: TableUser) -> AsyncIterator[None]:
 
 
 async def _state(table: TableUser) -> Table:
-    return replace(await table.describe(), counters=await table.counters())
+    return replace(await table.describe(), counters=await table.counters(), task_counters={})
 
 
 def _keys(table: TableUser) -> dict[bytes, Any]:
-    others = {table.key("counters").encode(), SWEEPER.encode()}
+    others = {table.key("counters").encode(), table.key("tasks").encode(), SWEEPER.encode()}
     return {key: table.redis.dump(key) for key in table.redis.scan_iter() if key not in others}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
 
-from groupreplay import __version__
+from groupreplay import InvalidRequestError, __version__
 
 PREFIX = "GROUPREPLAY_"
 
@@ -46,6 +46,30 @@ COMMANDS = {
         "generator",
         "Measure the policies of a run on held-out problems.",
     ),
+    "diagnose": Command(
+        "groupreplay_admin.diagnose:diagnose",
+        "groupreplay_admin.diagnose:DiagnoseSettings",
+        "admin",
+        "Say why a batch is, or is not, ready.",
+    ),
+    "snapshot": Command(
+        "groupreplay_admin.keeping:snapshot",
+        "groupreplay_admin.keeping:SnapshotSettings",
+        "admin",
+        "Write a table to a file, while it is in use.",
+    ),
+    "restore": Command(
+        "groupreplay_admin.keeping:restore",
+        "groupreplay_admin.keeping:RestoreSettings",
+        "admin",
+        "Make a new table of a snapshot file.",
+    ),
+    "export": Command(
+        "groupreplay_admin.export:export",
+        "groupreplay_admin.export:ExportSettings",
+        "export",
+        "Write a table to a Parquet file, for analysis.",
+    ),
     "demo": Command(
         "groupreplay_demo.command:demo",
         "groupreplay_demo.settings:DemoSettings",
@@ -73,6 +97,9 @@ def main() -> None:
             own_words = {} if command_name == name else {"help": command.summary}
             app.command(command.function, name=command_name, **own_words)
         sys.exit(app())
+    except InvalidRequestError as error:
+        print(f"groupreplay {name}: {error}; `groupreplay {name} --help` lists the settings", file=sys.stderr)
+        sys.exit(2)
     except ImportError as error:
         extra = COMMANDS[name].extra if name in COMMANDS else "demo"
         sys.exit(f"groupreplay {name}: {error}; pip install 'groupreplay[{extra}]'")

@@ -4,8 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a polite kill, and a terminal that is closed."""
 STOP_TIMEOUT_S = 30.0
 _LOG_LINES_SHOWN = 15
 
@@ -26,7 +31,7 @@ class Child:
 
     def start(self) -> None:
         """Start it; the log is appended to."""
-        with self._log.open("ab") as log:
+        with self._log.open("ab") as log, uninterrupted():
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "groupreplay_cli", *self._arguments],
                 stdin=subprocess.DEVNULL,
@@ -66,6 +71,34 @@ class Child:
             self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.kill()
+
+
+def stop_all(children: Iterable[Child]) -> None:
+    """Stop each, in order, also when the user is impatient."""
+    with uninterrupted():
+        for child in children:
+            child.stop()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put interrupts off to the end of the block.
+
+    One that came while a process is being started, before it can be remembered, would leave it running for ever.
+    """
+    came: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    handlers = {number: signal.signal(number, remember) for number in INTERRUPTS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _environment() -> dict[str, str]:

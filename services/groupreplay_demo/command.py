@@ -18,10 +18,11 @@ def demo(settings: DemoSettings = _DEFAULTS) -> int:
     """
     from rich.console import Console  # noqa: PLC0415  and matplotlib: not for --help
 
-    from groupreplay_demo.children import ChildFailedError  # noqa: PLC0415
+    from groupreplay_demo.children import INTERRUPTS, ChildFailedError  # noqa: PLC0415
     from groupreplay_demo.demo import DemoError, run_demo  # noqa: PLC0415
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in INTERRUPTS:
+        signal.signal(number, _interrupt)
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     try:
         run_demo(settings, console)

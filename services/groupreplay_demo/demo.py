@@ -1,5 +1,6 @@
 """Runs the whole loop on this machine: service with its own Redis, trainer, generator and evaluator, each a process."""
 
+import math
 import shutil
 import socket
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from groupreplay import Client, GroupReplayError
-from groupreplay_demo.children import Child
+from groupreplay_demo.children import Child, stop_all
 from groupreplay_demo.ledger import count_lost, count_trained_twice
 from groupreplay_demo.records import JsonLines, RunRecords
 from groupreplay_demo.report import draw_picture, print_table, write_summary
@@ -22,6 +23,8 @@ _MARKER = "made-by-groupreplay-demo"
 _POLL_S = 0.25
 _START_TIMEOUT_S = 60.0
 _EVALUATION_TIMEOUT_S = 120.0
+_EVALUATION_SEED = 0
+"""The same held-out problems whatever the seed of the run, so that runs can be compared."""
 
 
 class DemoError(RuntimeError):
@@ -90,8 +93,7 @@ class Run:
                 self._records.seconds = time.monotonic() - started
                 self._wait_for_evaluator(show)
         finally:
-            for child in children:
-                child.stop()
+            stop_all(children)
         self._account()
         return self._records
 
@@ -178,9 +180,9 @@ class Run:
         return {
             "--task": self._settings.task,
             "--output": self._folder / "evaluations.jsonl",
-            "--every": max(1, steps // 12),
+            "--every": math.ceil(steps / 12),
             "--last-version": steps,
-            "--seed": self._settings.seed,
+            "--seed": _EVALUATION_SEED,
             "--threads": 1,
         }
 
@@ -209,7 +211,7 @@ def _service(folder: Path, *, grpc_listen: str, http_listen: str) -> Iterator[Ch
             time.sleep(_POLL_S)
         yield service
     finally:
-        service.stop()
+        stop_all([service])
 
 
 def _free_address(what: str, address: str, flag: str) -> str:

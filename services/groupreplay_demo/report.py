@@ -61,6 +61,7 @@ def draw_picture(runs: Sequence[RunRecords], path: Path, *, title: str) -> None:
         _draw_accuracy(accuracy, run, colour)
     accuracy.set_ylabel("held-out accuracy")
     accuracy.set_ylim(bottom=0)
+    accuracy.margins(x=0.01)
     accuracy.grid(alpha=0.3)
     accuracy.legend(loc="upper left", frameon=False)
     _draw_slots(slots, runs[0])
@@ -86,15 +87,31 @@ def _draw_slots(axes: Axes, run: RunRecords) -> None:
     bottom = [a + b for a, b in zip(fresh, refilled, strict=True)]
     axes.bar(steps, short, width=1, bottom=bottom, color=_SHORT, label="empty")
     axes.set_ylabel(f"slots of a batch\n({run.algorithm})")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize="small", ncols=3, frameon=False)
+    _legend_above(axes)
 
 
 def _draw_ages(axes: Axes, run: RunRecords) -> None:
     steps = [step["step"] for step in run.steps]
-    axes.plot(steps, [step["replay_staleness_mean"] or 0 for step in run.steps], color=_REFILLED, label="mean")
-    axes.plot(steps, [step["staleness_max"] or 0 for step in run.steps], color=_REFILLED, alpha=0.4, label="oldest")
+    axes.plot(
+        steps,
+        [step["replay_staleness_mean"] or 0 for step in run.steps],
+        color=_REFILLED,
+        label="mean of refilled slots",
+    )
+    axes.plot(
+        steps,
+        [step["staleness_max"] or 0 for step in run.steps],
+        color=_REFILLED,
+        alpha=0.4,
+        label="oldest group of the batch",
+    )
     axes.set_ylabel("staleness\n(policy versions)")
     axes.set_xlabel("training step")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left", fontsize="small", ncols=2)
+    _legend_above(axes)
+
+
+def _legend_above(axes: Axes) -> None:
+    """Put the legend between two plots, where it covers no data."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize="small", ncols=3, frameon=False, borderaxespad=0.2)

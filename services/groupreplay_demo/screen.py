@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -61,8 +61,10 @@ class Screen:
         for name, value in self._figures(records).items():
             table.add_row(Text(name, style="dim"), value)
         table.add_row(Text("accuracy over time", style="dim"), sparkline([e["accuracy"] for e in records.evaluations]))
-        bar = ProgressBar(total=self._steps, completed=len(records.steps), width=60)
-        return Panel(Group(bar, table), title=self._title, border_style="cyan", width=78)
+        rows = Table.grid()  # a progress bar does not end its line by itself
+        rows.add_row(ProgressBar(total=self._steps, completed=len(records.steps), width=60))
+        rows.add_row(table)
+        return Panel(rows, title=self._title, border_style="cyan", width=78)
 
     def _figures(self, records: RunRecords) -> dict[str, str]:
         last = records.steps[-1] if records.steps else None
@@ -74,7 +76,7 @@ class Screen:
             if last and last["effective_ratio"] is not None
             else "-",
             "batch": (
-                f"{last['fresh_effective']} fresh + {last['refilled']} refilled, {last['shortfall']} short"
+                f"{last['groups'] - last['refilled']} fresh + {last['refilled']} refilled, {last['shortfall']} short"
                 if last
                 else "waiting for the first"
             ),

@@ -24,8 +24,8 @@ class TaskPreset:
 
 
 PRESETS = {
-    "addition": TaskPreset(steps=240, lr=1e-4, preset="robust"),
-    "countdown3": TaskPreset(steps=60, lr=3e-4, preset="robust"),
+    "addition": TaskPreset(steps=280, lr=1e-4, preset="robust"),
+    "countdown3": TaskPreset(steps=100, lr=1e-4, preset="robust"),
 }
 
 
@@ -45,7 +45,7 @@ class DemoSettings:
     compare: bool = False
     """Run the algorithm and GRPO one after the other, into one picture."""
     seed: int = 0
-    """Seed of problems, sampling and minibatch order."""
+    """Seed of training problems, sampling and minibatch order; held-out problems are the same for every seed."""
     steps: int | None = None
     """Training steps. Default: what the task needs to learn something."""
     chaos: bool = False

@@ -7,7 +7,7 @@ from typing import Any
 
 from groupreplay import AsyncClient
 from groupreplay_generator.engines import Engine, Sampling, create_engine
-from groupreplay_generator.policy_follower import following, take_up, weights_path
+from groupreplay_generator.policy_follower import following, weights_path
 from groupreplay_generator.settings import EvaluatorSettings
 from groupreplay_generator.tasks import Task, create_task
 
@@ -20,6 +20,7 @@ async def run_evaluator(settings: EvaluatorSettings) -> None:
     async with AsyncClient(settings.server) as client, following(client, settings.run) as follower:
         policy = await follower.newer_than(-1)
         engine = create_engine(settings.engine, weights=weights_path(policy), policy_version=policy.version)
+        follower.opened_with(policy)
         async with engine:
             await _measure(engine, task, settings)
             while settings.last_version is None or engine.policy_version < settings.last_version:
@@ -27,7 +28,7 @@ async def run_evaluator(settings: EvaluatorSettings) -> None:
                 if settings.last_version is not None:
                     next_version = min(next_version, settings.last_version)
                 policy = await follower.newer_than(next_version - 1)
-                if await take_up(engine, policy):
+                if await follower.take_up(engine, policy):
                     await _measure(engine, task, settings)
                 else:
                     await follower.newer_than(policy.version)

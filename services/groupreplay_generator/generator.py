@@ -19,13 +19,14 @@ from groupreplay import (
     RolloutGroup,
 )
 from groupreplay_generator.engines import Engine, EngineResult, Sampling, create_engine
-from groupreplay_generator.policy_follower import PolicyFollower, following, take_up, weights_path
+from groupreplay_generator.policy_follower import PolicyFollower, following, weights_path
 from groupreplay_generator.settings import GeneratorSettings
 from groupreplay_generator.tasks import Problem, Task, create_task
 
 _log = logging.getLogger(__name__)
 
 ADMISSION_WAIT_S = 30.0
+BEAT_S = 10.0
 AWAY_PAUSE_S = 0.5
 """Between two tries while the service is away or the table is not there yet; the client backs off by itself before."""
 
@@ -36,6 +37,7 @@ async def run_generator(settings: GeneratorSettings) -> None:
     async with AsyncClient(settings.server) as client, following(client, settings.run) as follower:
         first = await follower.newer_than(-1)
         engine = create_engine(settings.engine, weights=weights_path(first), policy_version=first.version)
+        follower.opened_with(first)
         async with engine:
             _log.info("generating %s for table %s/%s", settings.task, settings.run, settings.table)
             await Generator(settings, client=client, engine=engine, task=task, follower=follower).run()
@@ -60,18 +62,47 @@ class Generator:
         self._task = task
         self._follower = follower
         self._made = 0
+        self._status = "starts"
         self._incarnation = 0
         self._random = np.random.default_rng(settings.seed)
 
     async def run(self) -> None:
         """Generate until cancelled."""
         await self._begin()
+        beating = asyncio.create_task(self._beat())
+        try:
+            while True:
+                await self._generate_once()
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+
+    async def _generate_once(self) -> None:
+        self._status = "waits until groups are wanted"
+        admission = await self._admission()
+        await self._follower.tell(admission.policy)
+        policy = self._follower.newest
+        if admission.groups and (policy is None or await self._follower.take_up(self._engine, policy)):
+            self._status = f"generates {admission.groups} groups with policy version {self._engine.policy_version}"
+            groups = await self._generate(admission.groups)
+            self._status = f"inserts {len(groups)} groups"
+            await self._insert(groups)
+
+    async def _beat(self) -> None:
+        """Say every BEAT_S what this producer does, so that a diagnosis can tell a slow one from a dead one."""
+        settings = self._settings
         while True:
-            admission = await self._admission()
-            await self._follower.tell(admission.policy)
-            policy = self._follower.newest
-            if admission.groups and (policy is None or await take_up(self._engine, policy)):
-                await self._insert(await self._generate(admission.groups))
+            try:
+                await self._client.beat(
+                    run=settings.run,
+                    table=settings.table,
+                    producer_id=settings.producer_id,
+                    interval_s=BEAT_S,
+                    status=self._status,
+                )
+            except GroupReplayError as error:
+                _log.debug("a beat was not heard: %s", error)
+            await asyncio.sleep(BEAT_S)
 
     async def _begin(self) -> None:
         """Make ids and random numbers those of no earlier process of this name, yet the same when a run is repeated."""

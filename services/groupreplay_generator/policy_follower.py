@@ -21,6 +21,7 @@ class PolicyFollower:
 
     def __init__(self) -> None:
         self._newest: Policy | None = None
+        self._loaded: Policy | None = None
         self._changed = asyncio.Condition()
 
     @property
@@ -36,12 +37,31 @@ class PolicyFollower:
         return self._newest
 
     async def tell(self, policy: Policy) -> None:
-        """Take note of a policy, from whatever answer of the service."""
-        if not policy.weights_uri or (self._newest is not None and policy.version <= self._newest.version):
+        """Take note of a policy, from whatever answer of the service. The clock may have gone back."""
+        if not policy.weights_uri or (self._newest is not None and _age(policy) <= _age(self._newest)):
             return
         async with self._changed:
             self._newest = policy
             self._changed.notify_all()
+
+    def opened_with(self, policy: Policy) -> None:
+        """Take note that the engine was opened with the weights of this policy."""
+        self._loaded = policy
+
+    async def take_up(self, engine: Engine, policy: Policy) -> bool:
+        """Load a policy's weights unless the engine has them; return False if they cannot be had (any more).
+
+        After the clock went back a version number names other weights than before, so the number alone does not tell.
+        """
+        if self._loaded is not None and _age(policy) == _age(self._loaded):
+            return True
+        try:
+            await engine.load_weights(await asyncio.to_thread(weights_path, policy), policy.version)
+        except (OSError, ValueError) as error:
+            _log.warning("policy version %d stays out: %s; waiting for the next", policy.version, error)
+            return False
+        self._loaded = policy
+        return True
 
     async def watch(self, client: AsyncClient, run: str) -> None:
         """Take note of every policy of a run, until cancelled. Waits for the run where there is none yet."""
@@ -57,6 +77,10 @@ class PolicyFollower:
             await asyncio.sleep(_RUN_MISSING_PAUSE_S)
 
 
+def _age(policy: Policy) -> tuple[int, int]:
+    return policy.rewinds, policy.version
+
+
 @asynccontextmanager
 async def following(client: AsyncClient, run: str) -> AsyncIterator[PolicyFollower]:
     """Follow the policy of a run."""
@@ -67,18 +91,6 @@ async def following(client: AsyncClient, run: str) -> AsyncIterator[PolicyFollow
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def take_up(engine: Engine, policy: Policy) -> bool:
-    """Load a policy's weights if the engine has older ones; return False if they cannot be had (any more)."""
-    if engine.policy_version >= policy.version:
-        return True
-    try:
-        await engine.load_weights(await asyncio.to_thread(weights_path, policy), policy.version)
-    except (OSError, ValueError) as error:
-        _log.warning("policy version %d stays out: %s; waiting for the next", policy.version, error)
-        return False
-    return True
 
 
 def weights_path(policy: Policy) -> Path:

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from groupreplay_server.api.grpc_api import GrpcApi, GrpcServer
 from groupreplay_server.api.http_api import HttpServer, make_app
 from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.closer import Closer
 from groupreplay_server.embedded import embedded_redis
 from groupreplay_server.janitor import Janitor
 from groupreplay_server.readiness import Readiness
@@ -28,6 +29,7 @@ from groupreplay_server.sweeper import Sweeper
 from groupreplay_server.wakeups import WakeUps
 
 _log = logging.getLogger(__name__)
+_CANCEL_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,7 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         store = RedisStore(redis)
         wakeups, janitor, readiness, metrics = WakeUps(), Janitor(store), Readiness(store), Metrics()
         service = ReplayService(store, wakeups, janitor)
+        closer = Closer(store, service.partial_groups, wakeups)
         grpc_server = GrpcServer(GrpcApi(service, metrics))
         http_server = HttpServer(make_app(service, readiness, metrics))
         grpc_port = grpc_server.bind(settings.grpc_listen)
@@ -74,6 +77,8 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         background = [
             tasks.create_task(wakeups.dispatch(listen(listener, WAKE_CHANNEL))),
             tasks.create_task(janitor.run()),
+            tasks.create_task(service.keeping.run()),
+            tasks.create_task(closer.run()),
             tasks.create_task(Sweeper(OrphanStore(redis)).run()),
         ]
         tasks.create_task(http_server.serve())
@@ -93,8 +98,7 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
             wakeups.close()
             await grpc_server.stop(settings.drain_s)
             http_server.stop()
-            for task in background:
-                task.cancel()
+            await _end(background)
 
 
 def _redis_settings(settings: ServerSettings) -> tuple[RedisAccess, WaitLimits]:
@@ -102,6 +106,15 @@ def _redis_settings(settings: ServerSettings) -> tuple[RedisAccess, WaitLimits]:
         return settings.redis_access(), settings.wait_limits()
     except ValueError as error:
         raise OSError(f"the settings of Redis cannot be used: {error}") from error
+
+
+async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended: redis-py swallows a cancellation that comes while a connection breaks."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
 
 
 def _with_port(address: str, port: int) -> str:

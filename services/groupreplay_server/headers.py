@@ -8,7 +8,7 @@ from groupreplay.groups import MAX_POLICY_VERSION, check_name
 from groupreplay.layout import check_layout, columns_from_header
 from groupreplay.parts import too_large
 from groupreplay.payload import check_payload
-from groupreplay.types import Fill, TableConfig
+from groupreplay.table_config import Fill, PrioritySource, TableConfig
 from groupreplay.v1 import group_pb2
 from groupreplay_server.store.records import IncomingGroup
 
@@ -26,7 +26,7 @@ def read_group(header: group_pb2.GroupHeader, payload: bytes | None, config: Tab
     _check_identity(header)
     _check_rollouts(header)
     reward_std = statistics.pstdev(header.rewards)
-    needed = reward_std > config.min_reward_std or config.fill is Fill.KEEP
+    needed = reward_std > config.min_reward_std or config.fill == Fill.KEEP or config.replay_ineffective
     _check_payload(header, payload, needed)
     if payload is not None and len(payload) > config.max_group_bytes:
         raise too_large(header.group_id, len(payload), config.max_group_bytes)
@@ -37,9 +37,22 @@ def read_group(header: group_pb2.GroupHeader, payload: bytes | None, config: Tab
         policy_version_min=header.policy_version_min,
         policy_version_max=header.policy_version_max,
         reward_std=reward_std,
+        task=header.task,
+        priority=_priority(header, reward_std, config.priority),
         header=header.SerializeToString(),
         payload=payload if needed or config.keep_ineffective_payload else None,
     )
+
+
+def _priority(header: group_pb2.GroupHeader, reward_std: float, source: PrioritySource) -> float:
+    match source:
+        case PrioritySource.REWARD_VARIANCE:
+            return reward_std**2
+        case PrioritySource.ADVANTAGE:
+            mean = statistics.fmean(header.rewards)
+            return statistics.fmean(abs(reward - mean) for reward in header.rewards)
+        case PrioritySource.CALLER:
+            return header.priority if header.HasField("priority") else 1.0
 
 
 def _check_identity(header: group_pb2.GroupHeader) -> None:
@@ -59,6 +72,8 @@ def _check_identity(header: group_pb2.GroupHeader) -> None:
         raise InvalidGroupError(
             f"group {name}: policy versions {low} to {high} are not ascending in 0 to {MAX_POLICY_VERSION}"
         )
+    if header.HasField("priority") and not 0 <= header.priority < math.inf:
+        raise InvalidGroupError(f"group {name}: priority {header.priority} is not a finite number of at least 0")
     if header.ByteSize() > MAX_HEADER_BYTES or len(header.tags) > MAX_TAGS:
         raise InvalidGroupError(
             f"group {name}: its header has {header.ByteSize()} bytes and {len(header.tags)} tags, "

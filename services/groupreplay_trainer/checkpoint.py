@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
 
-from groupreplay import Batch
+from groupreplay import Batch, GroupFeedback
 from groupreplay_trainer.durable_file import remove_leftovers, sync_folder, write_durably
 from groupreplay_trainer.policy_model import PolicyModel
 
@@ -81,6 +81,8 @@ class Progress:
     counters: TrainingCounters = field(default_factory=TrainingCounters)
     log_lengths: Mapping[str, int] = field(default_factory=dict)
     """Bytes of each log file up to and including this step's lines."""
+    feedback: Sequence[GroupFeedback] = ()
+    """What this step found out about its groups, for the commit: it may be made after a restart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -205,7 +207,8 @@ def _decode(path: Path) -> TrainingState:
 
 
 def _progress(fields: dict[str, Any]) -> Progress:
-    return Progress(**{**fields, "counters": TrainingCounters(**fields["counters"])})
+    feedback = tuple(GroupFeedback(**item) for item in fields.get("feedback", ()))
+    return Progress(**{**fields, "counters": TrainingCounters(**fields["counters"]), "feedback": feedback})
 
 
 def _digest(progress: str, tensors: Mapping[str, Tensor]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from groupreplay import Batch, GroupSource
+from groupreplay import Batch, GroupFeedback, GroupSource
 from groupreplay_trainer.collate import TrainingBatch
 from groupreplay_trainer.loss import MAX_LOG_RATIO, LossMetrics
 
@@ -180,6 +180,20 @@ def replay_drift(rollouts: TrainingBatch, proximal_logprobs_BT: Tensor) -> Polic
     chosen_BT = rollouts.response_mask_BT & rollouts.is_replay_B[:, None]
     log_ratio_N = (proximal_logprobs_BT.detach() - rollouts.behaviour_logprobs_BT)[chosen_BT]
     return PolicyDrift.of(log_ratio_N.numpy()) if len(log_ratio_N) else None
+
+
+def group_feedback(batch: Batch, rollouts: TrainingBatch, proximal_logprobs_BT: Tensor) -> list[GroupFeedback]:
+    """Return how far the policy has moved from each group of a batch: what tables that weigh by KL or ESS draw by."""
+    log_ratio_BT = (proximal_logprobs_BT.detach() - rollouts.behaviour_logprobs_BT).numpy()
+    mask_BT, group_index_B = rollouts.response_mask_BT.numpy(), rollouts.group_index_B.numpy()
+    found = []
+    for index, item in enumerate(batch.groups):
+        rows_B = group_index_B == index
+        log_ratio_N = log_ratio_BT[rows_B][mask_BT[rows_B]]
+        if log_ratio_N.size:
+            drift = PolicyDrift.of(log_ratio_N)
+            found.append(GroupFeedback(group_id=item.group.group_id, kl=max(drift.kl_k3, 0.0), ess=min(drift.ess, 1.0)))
+    return found
 
 
 def _ineffective_ratios(

@@ -3,7 +3,8 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from groupreplay import (
@@ -11,6 +12,7 @@ from groupreplay import (
     BatchNotReadyError,
     CallDeadlineExceededError,
     Client,
+    GroupFeedback,
     GroupReplayError,
     LeaseExpiredError,
     Policy,
@@ -121,8 +123,16 @@ class ServiceCalls:
         except GroupReplayError as error:
             _log.warning("lease %s was not extended: %s. Training goes on; the commit will tell", lease_id, error)
 
-    def commit(self, step: int, lease_id: str) -> None:
-        """Record that a step has trained on the groups of a lease; again changes nothing.
+    def rewind_policy(self, policy: Policy, *, step: int) -> Policy:
+        """Move the run's policy clock back to the checkpoint of a step; return where it stands."""
+        rewind_id = uuid.uuid4().hex
+        return self._patiently(
+            "move the policy clock back",
+            lambda: self._client.rewind_policy(policy, step=step, rewind_id=rewind_id),
+        )
+
+    def commit(self, step: int, lease_id: str, feedback: Sequence[GroupFeedback] = ()) -> None:
+        """Record that a step has trained on the groups of a lease, and what it found out; again changes nothing.
 
         Raises:
             LeaseExpiredError, UnknownLeaseError: the groups are, or may be, somebody else's.
@@ -131,7 +141,7 @@ class ServiceCalls:
         self._patiently(
             "commit the step",
             lambda: self._client.commit(
-                run=self._settings.run, table=self._settings.table, lease_id=lease_id, step=step
+                run=self._settings.run, table=self._settings.table, lease_id=lease_id, step=step, feedback=feedback
             ),
         )
 

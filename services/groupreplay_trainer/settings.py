@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from groupreplay import Fill, TableConfig
+from groupreplay import Durability, Fill, InvalidRequestError, TableConfig
 from groupreplay.groups import check_name
 
 Algorithm = Literal["popo", "popo-pi-old", "popo-mu", "grpo", "grpo-filter", "dapo"]
@@ -26,7 +26,7 @@ class TrainerSettings:
     """What to train, on which batches, and where to keep it.
 
     Raises:
-        ValueError: a number is out of range, or a name has characters that the service refuses.
+        InvalidRequestError: a number is out of range, or a name has characters that the service refuses.
     """
 
     server: str = "127.0.0.1:50051"
@@ -86,6 +86,12 @@ class TrainerSettings:
     """Deliveries after which its groups leave; unlimited by default."""
     ahead_groups: int | None = 0
     """Groups that generators may run ahead of the trainer. 0: fresh groups are strictly on-policy."""
+    durability: Literal["memory", "aof", "replicas"] = "memory"
+    """What inserts into a table created here, and commits, have reached when they are acknowledged."""
+
+    rewind: bool = False
+    """Where the run is ahead of the newest checkpoint in run_dir, undo its later steps rather than refuse to start: its
+    policy clock goes back, and groups of later policies leave its tables."""
 
     lease_s: float = 600.0
     """Seconds after which the groups of a trainer that fell silent go back. Extended while it works."""
@@ -111,13 +117,13 @@ class TrainerSettings:
             self._check_at_least(name, low)
         for name in ("lr", "max_grad_norm", "temperature", "report_s", "call_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} {getattr(self, name)} must be finite and above 0")
+                raise InvalidRequestError(f"{name} {getattr(self, name)} must be finite and above 0")
         if not 1 <= self.lease_s <= 86400:
-            raise ValueError(f"lease_s {self.lease_s} must be 1 to 86400 seconds")
+            raise InvalidRequestError(f"lease_s {self.lease_s} must be 1 to 86400 seconds")
         if self.threads is not None:
             self._check_at_least("threads", 1)
         if self.preset == "robust" and self.algorithm != "popo":
-            raise ValueError(
+            raise InvalidRequestError(
                 f"preset 'robust' caps behaviour weights, which algorithm {self.algorithm!r} does not have"
             )
 
@@ -133,6 +139,7 @@ class TrainerSettings:
             max_staleness=self.max_staleness,
             max_times_sampled=self.max_times_sampled,
             ahead_groups=self.ahead_groups,
+            durability=Durability(self.durability),
         )
 
     @property
@@ -143,4 +150,4 @@ class TrainerSettings:
     def _check_at_least(self, name: str, low: float) -> None:
         value = getattr(self, name)
         if not low <= value < math.inf:
-            raise ValueError(f"{name} {value} must be at least {low}")
+            raise InvalidRequestError(f"{name} {value} must be at least {low}")

@@ -32,6 +32,7 @@ from groupreplay_trainer.checkpoint import (
     TrainingStateError,
 )
 from groupreplay_trainer.collate import TrainingBatch, collate
+from groupreplay_trainer.diagnostics import group_feedback
 from groupreplay_trainer.loss import LossConfig, Objective
 from groupreplay_trainer.policy_model import PolicyModel, load_policy_model
 from groupreplay_trainer.publish import WeightsFolder
@@ -136,12 +137,20 @@ class Trainer:
         clock = self._calls.get_policy()
         step = self._progress.step
         if clock.version > step:
-            raise TrainingConflictError(
-                f"run {self._settings.run!r} is at policy version {clock.version}, but the newest readable checkpoint "
-                f"in {self._settings.run_dir} is of step {step}: another trainer advanced the run, or this folder is "
-                "an old copy. Use the folder of that trainer, or another run"
-            )
+            clock = self._rewind(clock)
         self._complete_step(clock)
+
+    def _rewind(self, clock: Policy) -> Policy:
+        """Move the run's policy clock back to the newest checkpoint, where the settings allow it."""
+        settings, step = self._settings, self._progress.step
+        if not settings.rewind:
+            raise TrainingConflictError(
+                f"run {settings.run!r} is at policy version {clock.version}, but the newest readable checkpoint "
+                f"in {settings.run_dir} is of step {step}: another trainer advanced the run, or this folder is "
+                "an old copy. Use the folder of that trainer, or another run; or undo the later steps with --rewind"
+            )
+        _log.warning("undoing steps %d to %d of run %s", step + 1, clock.version, settings.run)
+        return self._calls.rewind_policy(self._weights.publish(self._model, run=settings.run, version=step), step=step)
 
     def _begin(self) -> None:
         if not self._step_log.is_empty():
@@ -170,8 +179,16 @@ class Trainer:
                 training_s=time.monotonic() - started - waiting_s,
             )
             lengths = self._step_log.append({TRAIN_LOG: line, GROUP_LOG: group_record(step, batch)})
+            found = group_feedback(batch, rollouts, report.proximal.logprobs_BT) if report and rollouts else ()
             self._save(
-                replace(self._progress, step=step, lease_id=batch.lease_id, counters=totals, log_lengths=lengths)
+                replace(
+                    self._progress,
+                    step=step,
+                    lease_id=batch.lease_id,
+                    counters=totals,
+                    log_lengths=lengths,
+                    feedback=found,
+                )
             )
         except StepConflictError as error:
             raise _step_conflict(step, error) from error
@@ -230,7 +247,7 @@ class Trainer:
         """Commit the newest checkpoint's step; False if its groups are no longer this trainer's."""
         step, lease_id = self._progress.step, self._progress.lease_id
         try:
-            self._calls.commit(step, lease_id)
+            self._calls.commit(step, lease_id, self._progress.feedback)
         except StepConflictError as error:
             raise _step_conflict(step, error) from error
         except LeaseExpiredError as error:

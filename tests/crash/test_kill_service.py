@@ -14,7 +14,7 @@ from samples import effective, ids, make_group
 from table_user import TableUser
 
 from groupreplay import AsyncClient, GroupSource, GroupState, InsertOutcome, RolloutGroup, TableConfig
-from groupreplay.types import Fill
+from groupreplay.table_config import Fill
 
 ROUNDS = 3
 GROUPS_PER_ROUND = 150

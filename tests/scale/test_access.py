@@ -12,7 +12,7 @@ from redis_groups import TcpRedis, redis_cluster, running, sentinel_group, tls_o
 from store_user import incoming
 
 from groupreplay.errors import StoreUnavailableError
-from groupreplay.types import TableConfig
+from groupreplay.table_config import TableConfig
 from groupreplay_server.store.address import RedisAccess
 from groupreplay_server.store.connection import open_redis
 from groupreplay_server.store.records import LeasedBatch

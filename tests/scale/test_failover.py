@@ -13,7 +13,7 @@ from redis_groups import SentinelGroup, TcpRedis, plain_client, redis_cluster, s
 from samples import ids, make_group
 from service_user import serve_table
 
-from groupreplay.types import Durability
+from groupreplay.table_config import Durability
 from groupreplay_server.store.connection import open_redis
 from groupreplay_server.store.keys import WAKE_CHANNEL, TableKeys
 from groupreplay_server.store.redis_store import RedisStore

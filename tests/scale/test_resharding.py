@@ -8,7 +8,7 @@ import pytest
 from insert_load import Load, make_table
 from redis_groups import TcpRedis, redis_cluster
 
-from groupreplay.types import Durability
+from groupreplay import Durability
 from groupreplay_server.store.connection import open_redis
 from groupreplay_server.store.keys import TableKeys
 from groupreplay_server.store.redis_store import RedisStore

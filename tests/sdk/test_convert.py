@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import make_group, same
+from samples import make_group, same, table_configs
 
 from groupreplay import (
     FinishReason,
@@ -22,9 +22,10 @@ from groupreplay import (
     TableConfig,
     TableFullError,
     convert,
+    convert_tables,
 )
 from groupreplay.groups import MAX_POLICY_VERSION
-from groupreplay.types import Fill, GroupSource
+from groupreplay.types import GroupSource
 from groupreplay.v1 import group_pb2, replay_service_pb2, table_pb2
 
 names = st.from_regex(r"\A[A-Za-z0-9._-]{1,128}\Z")
@@ -161,30 +162,16 @@ def test_a_payload_without_a_needed_column_is_an_invalid_group(missing: str) -> 
         convert.group_from_wire(header, payload)
 
 
-@given(
-    st.builds(
-        TableConfig,
-        fill=st.sampled_from(Fill),
-        replay_capacity=st.integers(1, 2**40 - 1),
-        fresh_capacity=st.integers(1, 2**40 - 1),
-        max_staleness=st.none() | st.integers(0, 2**40 - 1),
-        max_times_sampled=st.none() | st.integers(1, 2**40 - 1),
-        min_reward_std=st.floats(0, 1e300),
-        max_group_bytes=st.integers(1, 2**40 - 1),
-        allow_repeated_prompts=st.booleans(),
-        keep_ineffective_payload=st.booleans(),
-        ahead_groups=st.none() | st.integers(0, 2**40 - 1),
-    )
-)
+@given(table_configs())
 def test_configurations_survive_the_wire(config: TableConfig) -> None:
     """Zero and absent are different where both mean something."""
-    message = convert.config_to_proto(config)
-    assert convert.config_from_proto(table_pb2.TableConfig.FromString(message.SerializeToString())) == config
+    message = convert_tables.config_to_proto(config)
+    assert convert_tables.config_from_proto(table_pb2.TableConfig.FromString(message.SerializeToString())) == config
 
 
 def test_an_empty_configuration_is_the_default() -> None:
     """The defaults in table.proto are those of TableConfig."""
-    assert convert.config_from_proto(table_pb2.TableConfig()) == TableConfig()
+    assert convert_tables.config_from_proto(table_pb2.TableConfig()) == TableConfig()
 
 
 def test_tables_policies_and_results_survive_the_wire() -> None:
@@ -192,10 +179,11 @@ def test_tables_policies_and_results_survive_the_wire() -> None:
     table = Table(
         run="r", table="t", config=TableConfig(), fresh=1, fresh_effective=2, replay=3, leased=4, leases=5,
         payload_bytes=6, policy_version=7, last_insert_ms=8, missing=9, counters={"inserted": 10},
+        task_counters={"gone_stale:addition": 11},
     )  # fmt: skip
-    assert convert.table_from_proto(convert.table_to_proto(table)) == table
-    policy = Policy(run="r", version=1, weights_uri="u", weights_sha256="s", published_at_ms=2)
-    assert convert.policy_from_proto(convert.policy_to_proto(policy)) == policy
+    assert convert_tables.table_from_proto(convert_tables.table_to_proto(table)) == table
+    policy = Policy(run="r", version=1, weights_uri="u", weights_sha256="s", published_at_ms=2, label="l", rewinds=3)
+    assert convert_tables.policy_from_proto(convert_tables.policy_to_proto(policy)) == policy
     refused = InsertResult(group_id="g", outcome=InsertOutcome.REFUSED, error=TableFullError("full"))
     back = convert.insert_result_from_proto(convert.insert_result_to_proto(refused))
     assert (back.group_id, back.outcome, type(back.error), str(back.error)) == (
@@ -209,7 +197,7 @@ def test_tables_policies_and_results_survive_the_wire() -> None:
         (convert.FINISH_REASONS, group_pb2.FinishReason, FinishReason),
         (convert.SOURCES, group_pb2.GroupSource, GroupSource),
         (convert.STATES, table_pb2.GroupState, GroupState),
-        (convert.FILLS, table_pb2.Fill, Fill),
+        *((convert_tables.NUMBERS[name], enum, words) for name, (words, enum, _) in convert_tables.ENUMS.items()),
         (convert.OUTCOMES, replay_service_pb2.InsertOutcome, InsertOutcome),
     ],
 )

@@ -48,12 +48,9 @@ def test_what_may_pass_is_what_the_service_could_not_finish() -> None:
     """Only these are repeated by the clients; all of them are 429 or 503 to HTTP."""
     retryable = {reason for reason, cls in ERRORS.items() if cls.retryable}
     assert retryable == {
-        "TABLE_FULL",
-        "STORE_UNAVAILABLE",
-        "DURABILITY_NOT_REACHED",
-        "SHUTTING_DOWN",
+        "TABLE_FULL", "QUOTA_EXCEEDED", "RATE_LIMITED", "STORE_UNAVAILABLE", "DURABILITY_NOT_REACHED", "SHUTTING_DOWN",
         "SERVICE_UNAVAILABLE",
-    }
+    }  # fmt: skip
     assert {cls.http_status for cls in ERRORS.values() if cls.retryable} == {429, 503}
 
 

@@ -18,7 +18,9 @@ def leased(number: int, size: int, note_bytes: int = 10) -> tuple[LeasedGroup, b
     """Return a group of a batch with its payload."""
     header = group_pb2.GroupHeader(group_id=f"g{number}", payload_bytes=size, tags={"note": "n" * note_bytes})
     source = GroupSource.REPLAY if number % 2 else GroupSource.FRESH
-    group = LeasedGroup(f"g{number}", header.SerializeToString(), "ref", source, number * 300, number + 1, number)
+    group = LeasedGroup(
+        f"g{number}", header.SerializeToString(), "ref", source, number * 300, number + 1, number, 1 / (number + 1), 1.0
+    )
     return group, bytes([number % 256]) * size
 
 
@@ -68,8 +70,9 @@ async def test_the_generated_classes_read_what_was_serialized(sizes: list[int]) 
             source=group_pb2.REPLAY if group.source is GroupSource.REPLAY else group_pb2.FRESH,
             staleness=group.staleness,
             times_sampled=group.times_sampled,
-            probability=1.0,
+            probability=group.probability,
             redeliveries=group.redeliveries,
+            importance_weight=group.importance_weight,
         )
     assert all(response.SerializeToString() for response in responses)
 

@@ -66,7 +66,7 @@ async def test_reflection_lists_the_service_and_describes_it(channel: grpc.aio.C
 
 async def test_an_unknown_method_is_unimplemented(channel: grpc.aio.Channel) -> None:
     """A client that is newer than the service can tell."""
-    call = cast(Any, channel.unary_unary(f"/{SERVICE}/Snapshot"))
+    call = cast(Any, channel.unary_unary(f"/{SERVICE}/NoSuchMethod"))
     with pytest.raises(grpc.RpcError) as raised:
         await call(b"")
     assert cast(grpc.Call, raised.value).code() is grpc.StatusCode.UNIMPLEMENTED

@@ -10,7 +10,7 @@ from processes import redis_binaries, start_redis
 from redis_groups import plain_client, redis_cluster
 from store_user import StoreUser
 
-from groupreplay.types import TableConfig
+from groupreplay.table_config import TableConfig
 from groupreplay_server.store.connection import open_redis
 from groupreplay_server.store.redis_store import RedisStore
 

@@ -9,9 +9,9 @@ from redis.exceptions import ResponseError
 from store_user import KEYS, StoreUser, incoming
 
 from groupreplay.errors import ERRORS
-from groupreplay.types import TableConfig
+from groupreplay.table_config import TableConfig
 from groupreplay_server.store.keys import is_declared
-from groupreplay_server.store.scripts import call_script, load_script, script_names
+from groupreplay_server.store.scripts import RUN_SCRIPTS, call_script, load_script, script_names
 
 LUA = files("groupreplay_server.store").joinpath("lua")
 
@@ -51,7 +51,7 @@ def test_the_parameters_of_a_script_are_numbered_without_gaps(name: str) -> None
     positions = [
         int(position) for position in re.findall(r"^local \w+ = .*ARGV\[(\d+)\]", source_of(name), re.MULTILINE)
     ]
-    first = 1 if name == "advance_policy" else 3
+    first = 1 if name in RUN_SCRIPTS else 4
     assert positions == list(range(first, first + len(positions)))
     script = load_script(name)
     assert len(script.parameters) == len(positions) + first - 1
@@ -86,7 +86,9 @@ async def test_calling_a_script_with_other_names_is_a_type_error(
     store: StoreUser, values: dict[str, str | int]
 ) -> None:
     """A missing or misspelt argument never reaches Redis."""
-    with pytest.raises(TypeError, match=r"script commit_lease takes \('now_ms', 'topic', 'lease_id', 'step'\), not"):
+    with pytest.raises(
+        TypeError, match=r"script commit_lease takes \('now_ms', 'topic', 'seed', 'lease_id', 'step'\), not"
+    ):
         await store.call("commit_lease", 1, **values)
 
 
@@ -145,7 +147,9 @@ async def test_a_script_touches_no_key_that_it_was_not_given(store: StoreUser, n
 async def test_a_script_that_fails_in_itself_comes_out_as_an_error_of_redis(store: StoreUser) -> None:
     """The loader adds nothing to what Redis says."""
     with pytest.raises(ResponseError):
-        await call_script(store.connection, "describe_table", ["one-key-only"], {"now_ms": 1, "topic": "x"})
+        await call_script(
+            store.connection, "describe_table", ["one-key-only"], {"now_ms": 1, "topic": "x", "seed": "0" * 32}
+        )
 
 
 async def test_arguments_keep_their_exact_value(store: StoreUser) -> None:

@@ -9,7 +9,8 @@ from store_user import KEYS, StoreUser, incoming
 
 from groupreplay.errors import StoreUnavailableError
 from groupreplay.groups import now_ms
-from groupreplay.types import GroupState, TableConfig
+from groupreplay.table_config import TableConfig
+from groupreplay.types import GroupState
 from groupreplay_server.store.keys import PAYLOADS, SWEEPER
 from groupreplay_server.store.orphans import OrphanStore, PayloadName
 from groupreplay_server.store.records import LeasedBatch
@@ -44,7 +45,7 @@ def payload_keys(store: StoreUser) -> set[str]:
 
 def late_insert(group_id: str, payload_ref: str) -> tuple[Value, ...]:
     """Return a group as the insert script takes it."""
-    return (group_id, b"header", 0, 0, 0.5, 7, payload_ref, "prompt", "")
+    return (group_id, b"header", 0, 0, 0.5, 7, payload_ref, "prompt", "", "", 1.0)
 
 
 async def test_an_orphan_is_removed_after_the_grace_period_and_not_before(store: StoreUser) -> None:

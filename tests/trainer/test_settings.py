@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from groupreplay import Fill
+from groupreplay import Durability, Fill, InvalidRequestError
 from groupreplay_trainer.loss import Objective
 from groupreplay_trainer.settings import TrainerSettings
 from groupreplay_trainer.trainer import update_settings
@@ -41,6 +41,12 @@ def test_replay_holds_four_batches_by_default() -> None:
     assert TrainerSettings(batch_size=8, replay_capacity=5).table_config().replay_capacity == 5
 
 
+def test_commits_are_as_durable_as_asked() -> None:
+    """The table that the trainer creates says it, and so does the command line."""
+    assert TrainerSettings().table_config().durability is Durability.MEMORY
+    assert TrainerSettings(durability="aof").table_config().durability is Durability.AOF
+
+
 def test_lease_ids_are_named_after_the_step() -> None:
     """A restarted trainer asks for the same lease."""
     assert TrainerSettings(trainer_id="t0").lease_id(12) == "t0-000012"
@@ -63,7 +69,7 @@ def test_lease_ids_are_named_after_the_step() -> None:
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     """The message names the setting, or the lease that it would name."""
-    with pytest.raises(ValueError, match=rf"{next(iter(wrong))}|lease id|robust"):
+    with pytest.raises(InvalidRequestError, match=rf"{next(iter(wrong))}|lease id|robust"):
         TrainerSettings(**wrong)  # type: ignore[arg-type]
 
 

@@ -65,10 +65,10 @@ async def test_a_step_whose_groups_went_to_somebody_else_is_undone(
     """Killed before a commit, and away until others took the groups: the trainer says so, and takes the step back."""
 
     class DiesBeforeCommit(Client):
-        def commit(self, *, run: str, table: str, lease_id: str, step: int) -> bool:
-            if step == 2:
+        def commit(self, **call: Any) -> bool:
+            if call["step"] == 2:
                 raise Killed
-            return super().commit(run=run, table=table, lease_id=lease_id, step=step)
+            return super().commit(**call)
 
     await bench.insert(bench.make_groups(4))
     with pytest.raises(Killed):
@@ -92,9 +92,9 @@ async def test_a_lease_that_expired_unnoticed_is_committed_late(bench: Bench) ->
         return (await bench.table()).leases == 0
 
     class Late(Client):
-        def commit(self, *, run: str, table: str, lease_id: str, step: int) -> bool:
+        def commit(self, **call: Any) -> bool:
             on_loop(loop, until(lease_has_ended))
-            return super().commit(run=run, table=table, lease_id=lease_id, step=step)
+            return super().commit(**call)
 
     await bench.insert(bench.make_groups(2))
     await bench.train(client=Late, steps=1, lease_s=1.0)
@@ -113,9 +113,9 @@ async def test_a_lease_is_extended_while_its_step_is_trained(bench: Bench) -> No
             return super().score(*arguments, **named)
 
     class Watched(Client):
-        def commit(self, *, run: str, table: str, lease_id: str, step: int) -> bool:
+        def commit(self, **call: Any) -> bool:
             leases_at_commit.append(on_loop(loop, bench.table()).leases)
-            return super().commit(run=run, table=table, lease_id=lease_id, step=step)
+            return super().commit(**call)
 
     await bench.insert(bench.make_groups(3)[::2])
     await bench.train(client=Watched, model=Slow, steps=1, lease_s=1.0)
@@ -165,9 +165,9 @@ async def test_a_step_that_is_on_disk_is_finished_before_stopping(bench: Bench) 
     """A stop that comes after the checkpoint does not keep the step from being committed and published."""
 
     class StoppedAtCommit(Client):
-        def commit(self, *, run: str, table: str, lease_id: str, step: int) -> bool:
+        def commit(self, **call: Any) -> bool:
             bench.stop.set()
-            return super().commit(run=run, table=table, lease_id=lease_id, step=step)
+            return super().commit(**call)
 
     await bench.insert(bench.make_groups(4))
     trainer = await bench.train(client=StoppedAtCommit)

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import redis
@@ -120,15 +120,15 @@ async def test_a_store_that_forgets_its_last_second_is_told_again(bench: Bench, 
     forgotten = threading.Event()
 
     class Forgetful(Client):
-        def commit(self, *, run: str, table: str, lease_id: str, step: int) -> bool:
-            if step == 2 and not past:
+        def commit(self, **call: Any) -> bool:
+            if call["step"] == 2 and not past:
                 past.update({key: cast(bytes, clean_redis.dump(key)) for key in clean_redis.scan_iter()})
-            elif step == 3 and not forgotten.is_set():
+            elif call["step"] == 3 and not forgotten.is_set():
                 clean_redis.flushall()
                 for key, value in past.items():
                     clean_redis.restore(key, 0, value)
                 forgotten.set()
-            return super().commit(run=run, table=table, lease_id=lease_id, step=step)
+            return super().commit(**call)
 
     await bench.insert(bench.make_groups(6))
     await bench.train(client=Forgetful, steps=3)

@@ -1,37 +1,51 @@
 """Client: the service's operations as plain calls. Generated from async_client.py by `make sync-client`."""
 
+import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
-from groupreplay import convert
-from groupreplay.errors import InternalError
+from groupreplay import convert, convert_diagnosis, convert_pieces, convert_tables
+from groupreplay.errors import GroupReplayError, InternalError, QuotaExceededError
 from groupreplay.groups import RolloutGroup
 from groupreplay.parts import MESSAGE_BYTES, PartAssembler, pack_parts, split_group
 from groupreplay.retry import Attempts, error_from_rpc
+from groupreplay.snapshot_file import Progress, SnapshotFile, SnapshotWriter
+from groupreplay.table_config import TableConfig
 from groupreplay.types import (
     Admission,
     Batch,
     DeliveredGroup,
+    Diagnosis,
+    GroupFeedback,
     GroupState,
     InsertOutcome,
     InsertResult,
+    Lineage,
     Policy,
+    PushOutcome,
+    PushResult,
+    Quota,
+    RolloutPiece,
+    StoredGroup,
     Table,
-    TableConfig,
 )
 from groupreplay.v1 import group_pb2
 from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay.v1.replay_service_pb2_grpc import ReplayServiceStub
 
 DEFAULT_TIMEOUT_S = 30.0
+TRANSFER_TIMEOUT_S = 3600.0
+"""For a whole table."""
 WINDOW_BYTES = 16 * 2**20
 """Payload bytes that insert_many sends before it waits for their results."""
 WINDOW_GROUPS = 256
+MAX_PIECES = 1024
+"""Pieces of partial groups in one message."""
 
 _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -104,11 +118,102 @@ class Client:
             for result in self._insert_window(window, run, table, timeout_s):
                 yield result
 
+    def get_groups(self, group_ids: Sequence[str], *, run: str, table: str) -> list[StoredGroup]:
+        """Read groups without taking them; those that the table does not hold (any more) are left out.
+
+        A group whose payload the table does not keep has no tokens to show, and is left out too.
+        """
+        request = pb.GetGroupsRequest(run=run, table=table, group_ids=group_ids)
+        attempts = Attempts(self._timeout_s)
+        while True:
+            try:
+                return self._read_groups(request, attempts.left_s())
+            except grpc.RpcError as failure:
+                pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
+            time.sleep(pause_s)
+
+    def delete_groups(self, group_ids: Sequence[str], *, run: str, table: str) -> int:
+        """Remove groups; return how many left. Those in a lease as fresh stay, since somebody trains on them."""
+        request = pb.DeleteGroupsRequest(run=run, table=table, group_ids=group_ids)
+        response: pb.DeleteGroupsResponse = self._unary(self._stub.DeleteGroups, request)
+        return response.deleted
+
+    def update_priorities(self, feedback: Sequence[GroupFeedback], *, run: str, table: str) -> list[str]:
+        """Tell the table what was found out about groups; return the ids that it does not hold (any more)."""
+        request = pb.UpdatePrioritiesRequest(run=run, table=table, feedback=map(convert.feedback_to_proto, feedback))
+        response: pb.UpdatePrioritiesResponse = self._unary(self._stub.UpdatePriorities, request)
+        return list(response.unknown_group_ids)
+
     def locate_groups(self, group_ids: Sequence[str], *, run: str, table: str) -> list[GroupState]:
         """Say where each group is: fresh, leased, replay, gone, or unknown."""
         request = pb.LocateGroupsRequest(run=run, table=table, group_ids=group_ids)
         response: pb.LocateGroupsResponse = self._unary(self._stub.LocateGroups, request)
         return convert.states_from_proto(response.states)
+
+    # Partial groups
+
+    def push_rollout(
+        self,
+        group: RolloutGroup,
+        *,
+        run: str,
+        table: str,
+        group_size: int,
+        piece_id: str,
+        min_rollouts: int | None = None,
+        close_after_s: float = 600.0,
+        timeout_s: float | None = None,
+    ) -> PushResult:
+        """Store one piece of a group, with one or more of its rollouts; the service puts the group together.
+
+        The group is inserted when group_size rollouts have come, in the order of their arrival; or close_after_s after
+        its first piece with what is there, if that is min_rollouts (None = group_size) at least: otherwise it is
+        dropped. Pushing a piece_id again changes nothing.
+
+        Raises:
+            InvalidGroupError: the piece disagrees with those before on prompt, task, group_size or columns.
+            GroupClosedError: the group closed without this piece, or was dropped.
+            GroupReplayError: the piece, or the group that it completed, was refused for another reason.
+        """
+        piece = RolloutPiece(
+            group=group,
+            piece_id=piece_id,
+            group_size=group_size,
+            min_rollouts=min_rollouts,
+            close_after_s=close_after_s,
+        )
+        [result] = self.push_rollouts([piece], run=run, table=table, timeout_s=timeout_s)
+        if result.error is not None:
+            raise result.error
+        if result.outcome is PushOutcome.CLOSED and result.insert is not None and result.insert.error is not None:
+            raise result.insert.error
+        return result
+
+    def push_rollouts(
+        self, pieces: Sequence[RolloutPiece], *, run: str, table: str, timeout_s: float | None = None
+    ) -> list[PushResult]:
+        """Store pieces of groups, in order; return a result for each. A refused piece does not hold up the others."""
+        attempts = Attempts(timeout_s or self._timeout_s)
+        wire = [convert_pieces.piece_to_wire(piece) for piece in pieces]
+        results: dict[int, PushResult] = {}
+        pending = list(range(len(wire)))
+        while True:
+            try:
+                responses = self._push([wire[index] for index in pending], run, table, attempts.left_s())
+            except grpc.RpcError as failure:
+                error = error_from_rpc(failure, self._address)
+                late = attempts.pause_unless_late(error)
+                if late is None and len(results) < len(wire):
+                    raise error from failure
+            else:
+                read = [convert_pieces.push_result_from_proto(*response) for response in responses]
+                results |= dict(zip(pending, read, strict=True))
+                pending = [index for index in pending if passing_error(results[index])]
+                passing = next((passing_error(results[index]) for index in pending), None)
+                late = attempts.pause_unless_late(passing) if passing is not None else None
+            if late is None:
+                return [results[index] for index in range(len(wire))]
+            time.sleep(late)
 
     # Batches and leases
 
@@ -141,24 +246,51 @@ class Client:
             timeout_s=timeout_s,
             holder=holder,
         )
-        waiting = Attempts(timeout_s)
-        attempts = Attempts(timeout_s + self._timeout_s)  # the transfer has its own time
-        while True:
-            request.timeout_s = min(timeout_s, waiting.left_s() or 0)
-            try:
-                return self._read_batch(request, attempts.left_s())
-            except grpc.RpcError as failure:
-                pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
-            time.sleep(pause_s)
+        return self._take(self._stub.NextBatch, request)
 
-    def commit(self, *, run: str, table: str, lease_id: str, step: int) -> bool:
+    def sample(
+        self,
+        *,
+        run: str,
+        table: str,
+        batch_size: int,
+        lease_id: str | None = None,
+        lease_s: float = 600.0,
+        timeout_s: float = 60.0,
+        holder: str = "",
+    ) -> Batch:
+        """Draw up to batch_size replay groups by the table's sampler, and lease them for lease_s.
+
+        For tables of Fill.SAMPLE (groups join replay as they come) and Fill.REPLAY. Waits up to timeout_s while the
+        table has too few groups or its rate limit holds samples back. As with next_batch, commit or release the lease.
+
+        Raises:
+            BatchNotReadyError: no draw within timeout_s; the message says what is missing.
+            StepConflictError: the lease was committed before.
+        """
+        request = pb.SampleRequest(
+            run=run,
+            table=table,
+            batch_size=batch_size,
+            lease_id=lease_id or uuid.uuid4().hex,
+            lease_s=lease_s,
+            timeout_s=timeout_s,
+            holder=holder,
+        )
+        return self._take(self._stub.Sample, request)
+
+    def commit(self, *, run: str, table: str, lease_id: str, step: int, feedback: Sequence[GroupFeedback] = ()) -> bool:
         """End a lease after training; return True if this very commit was made before.
+
+        feedback: what the step found out about groups; tables that weigh by priority, KL or ESS draw by it.
 
         Raises:
             LeaseExpiredError: the lease ended before, and its groups went to somebody else.
             StepConflictError: the step, or the lease, was committed before with another partner.
         """
-        request = pb.CommitRequest(run=run, table=table, lease_id=lease_id, step=step)
+        request = pb.CommitRequest(
+            run=run, table=table, lease_id=lease_id, step=step, feedback=map(convert.feedback_to_proto, feedback)
+        )
         response: pb.CommitResponse = self._unary(self._stub.Commit, request)
         return response.already_committed
 
@@ -203,7 +335,7 @@ class Client:
         response: pb.RequestAdmissionResponse = self._unary(
             self._stub.RequestAdmission, request, timeout_s + self._timeout_s
         )
-        return Admission(groups=response.groups, policy=convert.policy_from_proto(response.policy))
+        return Admission(groups=response.groups, policy=convert_tables.policy_from_proto(response.policy))
 
     # Tables
 
@@ -213,20 +345,37 @@ class Client:
         Raises:
             TableExistsError: it exists with another configuration.
         """
-        request = pb.CreateTableRequest(run=run, table=table, config=convert.config_to_proto(config or TableConfig()))
+        message = convert_tables.config_to_proto(config or TableConfig())
+        request = pb.CreateTableRequest(run=run, table=table, config=message)
         response: pb.CreateTableResponse = self._unary(self._stub.CreateTable, request)
-        return convert.table_from_proto(response.table)
+        return convert_tables.table_from_proto(response.table)
+
+    def update_table(self, *, run: str, table: str, config: TableConfig) -> Table:
+        """Change the limits of a table while it runs, to those of config; return the table.
+
+        Raises:
+            InvalidRequestError: the change concerns what decides over order or weight (fill, sampler, remover,
+                priority, alpha, decays, min_reward_std), which cannot change while a table lives.
+        """
+        request = pb.UpdateTableRequest(run=run, table=table, config=convert_tables.config_to_proto(config))
+        response: pb.UpdateTableResponse = self._unary(self._stub.UpdateTable, request)
+        return convert_tables.table_from_proto(response.table)
+
+    def reset_table(self, *, run: str, table: str) -> int:
+        """Remove every group of a table, leased ones included; return how many."""
+        response: pb.ResetTableResponse = self._unary(self._stub.ResetTable, pb.ResetTableRequest(run=run, table=table))
+        return response.removed
 
     def describe_table(self, *, run: str, table: str) -> Table:
         """Return a table's configuration, sizes and counts at one moment."""
         request = pb.DescribeTableRequest(run=run, table=table)
         response: pb.DescribeTableResponse = self._unary(self._stub.DescribeTable, request)
-        return convert.table_from_proto(response.table)
+        return convert_tables.table_from_proto(response.table)
 
     def list_tables(self, *, run: str = "") -> list[Table]:
         """Return all tables, or those of one run."""
         response: pb.ListTablesResponse = self._unary(self._stub.ListTables, pb.ListTablesRequest(run=run))
-        return [convert.table_from_proto(table) for table in response.tables]
+        return [convert_tables.table_from_proto(table) for table in response.tables]
 
     # The policy clock
 
@@ -236,14 +385,39 @@ class Client:
         Raises:
             PolicyVersionConflictError: the clock stands at or beyond the version, with other weights.
         """
-        request = pb.AdvancePolicyRequest(policy=convert.policy_to_proto(policy))
+        request = pb.AdvancePolicyRequest(policy=convert_tables.policy_to_proto(policy))
         response: pb.AdvancePolicyResponse = self._unary(self._stub.AdvancePolicy, request)
-        return convert.policy_from_proto(response.policy)
+        return convert_tables.policy_from_proto(response.policy)
+
+    def rewind_policy(self, policy: Policy, *, step: int, rewind_id: str | None = None) -> Policy:
+        """Move the clock back to policy, for a trainer that restarts from the checkpoint of `step`.
+
+        Groups of the versions that are undone leave every table of the run, live leases end, and the steps after
+        `step` may be committed anew. A rewind_id of your own makes this safe to repeat after a crash.
+
+        Raises:
+            PolicyVersionConflictError: the clock stands below the version.
+        """
+        request = pb.RewindPolicyRequest(
+            policy=convert_tables.policy_to_proto(policy), step=step, rewind_id=rewind_id or uuid.uuid4().hex
+        )
+        response: pb.RewindPolicyResponse = self._unary(self._stub.RewindPolicy, request)
+        return convert_tables.policy_from_proto(response.policy)
+
+    def resolve_policy(self, *, run: str, label: str) -> int:
+        """Return the policy version that inference engines call `label`.
+
+        Raises:
+            FuturePolicyVersionError: no version is called so.
+        """
+        request = pb.ResolvePolicyRequest(run=run, label=label)
+        response: pb.ResolvePolicyResponse = self._unary(self._stub.ResolvePolicy, request)
+        return response.version
 
     def get_policy(self, *, run: str) -> Policy:
         """Return the current policy version of a run."""
         response: pb.GetPolicyResponse = self._unary(self._stub.GetPolicy, pb.GetPolicyRequest(run=run))
-        return convert.policy_from_proto(response.policy)
+        return convert_tables.policy_from_proto(response.policy)
 
     def watch_policy(self, *, run: str, after_version: int = -1) -> Iterator[Policy]:
         """Yield the current policy if it is above after_version, then each newer one, for ever.
@@ -257,9 +431,9 @@ class Client:
             try:
                 for response in call:
                     attempts.succeeded()
-                    policy = convert.policy_from_proto(response.policy)
-                    # Version 0 may get its weights later, so after a break it is asked for again.
-                    after_version = policy.version if policy.version else -1
+                    policy = convert_tables.policy_from_proto(response.policy)
+                    # After a break the newest is asked for again: the clock may have gone back meanwhile.
+                    after_version = -1
                     if policy != newest:
                         newest = policy
                         yield policy
@@ -270,7 +444,136 @@ class Client:
                 call.cancel()
             time.sleep(failure_s)
 
+    # What a table can tell
+
+    def beat(self, *, run: str, table: str, producer_id: str, interval_s: float = 10.0, status: str = "") -> Policy:
+        """Say that a producer is there and what it does; return the run's policy.
+
+        After three times interval_s without a beat (or an insert) the producer counts as dead.
+        """
+        request = pb.BeatRequest(
+            run=run, table=table, producer_id=producer_id, interval_s=interval_s, status=status[:256]
+        )
+        response: pb.BeatResponse = self._unary(self._stub.Beat, request)
+        return convert_tables.policy_from_proto(response.policy)
+
+    def diagnose(self, *, run: str, table: str, batch_size: int) -> Diagnosis:
+        """Say why a batch of batch_size is, or is not, ready: in words, most important first."""
+        request = pb.DiagnoseRequest(run=run, table=table, batch_size=batch_size)
+        return convert_diagnosis.diagnosis_from_proto(self._unary(self._stub.Diagnose, request))
+
+    def get_lineage(self, *, run: str, table: str, step: int) -> Lineage:
+        """Say which groups a committed training step was given, and how they were drawn.
+
+        Raises:
+            UnknownStepError: the step was not committed here, or is older than the table's lineage_steps.
+        """
+        request = pb.GetLineageRequest(run=run, table=table, step=step)
+        return convert_diagnosis.lineage_from_proto(self._unary(self._stub.GetLineage, request))
+
+    def replay_step(self, *, run: str, table: str, step: int) -> Batch:
+        """Return the batch of a committed training step again, as it was delivered; its lease has ended.
+
+        Raises:
+            UnknownStepError: the step was not committed here, or is older than the table's lineage_steps.
+            PayloadLostError: groups of it are gone; lineage_payload_steps keeps those of the newest steps.
+        """
+        request = pb.ReplayStepRequest(run=run, table=table, step=step)
+        attempts = Attempts(self._timeout_s)
+        while True:
+            try:
+                return self._read_batch(self._stub.ReplayStep, request, attempts.left_s())
+            except grpc.RpcError as failure:
+                pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
+            time.sleep(pause_s)
+
+    # Quotas
+
+    def set_quota(self, *, run: str, max_groups: int | None = None, max_bytes: int | None = None) -> Quota:
+        """Limit what all tables of a run hold together; None = unlimited. What they hold already stays."""
+        request = pb.SetQuotaRequest(run=run, max_groups=max_groups, max_bytes=max_bytes)
+        response: pb.SetQuotaResponse = self._unary(self._stub.SetQuota, request)
+        return convert_tables.quota_from_proto(response.quota)
+
+    def get_quota(self, *, run: str) -> Quota:
+        """Return a run's quota, and what its tables hold."""
+        response: pb.GetQuotaResponse = self._unary(self._stub.GetQuota, pb.GetQuotaRequest(run=run))
+        return convert_tables.quota_from_proto(response.quota)
+
+    # Keeping
+
+    def snapshot(
+        self,
+        *,
+        run: str,
+        table: str,
+        path: str | os.PathLike[str],
+        timeout_s: float = TRANSFER_TIMEOUT_S,
+        progress: Progress | None = None,
+    ) -> Table:
+        """Write a table, as it is at one moment, to a file; return its state at that moment.
+
+        The table stays in use. The file appears when it is whole, and replaces what was there; a call that broke is
+        made again, at a new moment. progress is told how many payload bytes of how many have come.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self.describe_table(run=run, table=table)  # or a wrong address would take all of timeout_s to be found out
+        request = pb.SnapshotRequest(run=run, table=table)
+        attempts = Attempts(timeout_s)
+        while True:
+            try:
+                with SnapshotWriter(path, progress) as writer:
+                    for part in self._stub.Snapshot(request, timeout=attempts.left_s()):
+                        writer.add(part)
+                    return writer.table()
+            except grpc.RpcError as failure:
+                pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
+            time.sleep(pause_s)
+
+    def restore(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        run: str | None = None,
+        table: str | None = None,
+        timeout_s: float = TRANSFER_TIMEOUT_S,
+        progress: Progress | None = None,
+    ) -> Table:
+        """Make a new table of a snapshot file, under its old name or another; return it.
+
+        It is made whole or not at all. Groups that were leased are fresh again, at their place. A run that is new
+        begins with the snapshot's policy clock; one that is there must stand at the newest group's version or beyond.
+
+        Raises:
+            OSError: the file cannot be read.
+            SnapshotFileError: it is not a snapshot, or it is truncated or damaged.
+            TableExistsError: there is a table of that name.
+            FuturePolicyVersionError: the run's clock stands below the version of a group.
+            QuotaExceededError: the run's quota has no room for it.
+        """
+        file = SnapshotFile(path)
+        target = (run or file.table.run, table or file.table.table, uuid.uuid4().hex)
+        # It asks first: a refusal that comes while parts are still being sent may get lost among them.
+        self._restore(lambda: file.restore_question(*target), Attempts(self._timeout_s))
+        response = self._restore(lambda: file.restore_parts(*target, progress), Attempts(timeout_s))
+        return convert_tables.table_from_proto(response.table)
+
     # How calls are made
+
+    def _take(self, call: Any, request: Any) -> Batch:
+        """Wait for a batch up to its timeout, and read it; calls that broke are made again."""
+        timeout_s = request.timeout_s
+        waiting = Attempts(timeout_s)
+        attempts = Attempts(timeout_s + self._timeout_s)  # the transfer has its own time
+        while True:
+            request.timeout_s = min(timeout_s, waiting.left_s() or 0)
+            try:
+                return self._read_batch(call, request, attempts.left_s())
+            except grpc.RpcError as failure:
+                pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
+            time.sleep(pause_s)
 
     def _unary(self, call: Any, request: Any, timeout_s: float | None = None) -> Any:
         attempts = Attempts(timeout_s or self._timeout_s)
@@ -279,6 +582,18 @@ class Client:
                 return call(request, timeout=attempts.left_s())
             except grpc.RpcError as failure:
                 pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
+            time.sleep(pause_s)
+
+    def _restore(self, parts: Callable[[], Iterator[pb.SnapshotPart]], attempts: Attempts) -> pb.RestoreResponse:
+        while True:
+            try:
+                response: pb.RestoreResponse = self._stub.Restore(parts(), timeout=attempts.left_s())
+                return response
+            except grpc.RpcError as failure:
+                error = error_from_rpc(failure, self._address)
+                if isinstance(error, QuotaExceededError):  # room for a whole table does not come by itself
+                    raise error from None
+                pause_s = attempts.pause_after(error)
             time.sleep(pause_s)
 
     def _insert_window(
@@ -294,7 +609,8 @@ class Client:
             except grpc.RpcError as failure:
                 pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
             else:
-                found = dict(zip(pending, map(convert.insert_result_from_proto, responses), strict=True))
+                read = [convert.insert_result_from_proto(*response) for response in responses]
+                found = dict(zip(pending, read, strict=True))
                 results |= {index: result for index, result in found.items() if not may_pass(result)}
                 passing = [result.error for result in found.values() if result.error and may_pass(result)]
                 if not passing or (late := attempts.pause_unless_late(passing[0])) is None:
@@ -309,25 +625,63 @@ class Client:
         run: str,
         table: str,
         timeout_s: float | None,
-    ) -> list[pb.InsertResult]:
+    ) -> list[tuple[pb.InsertResult, int]]:
         if sum(header.ByteSize() + len(payload) for header, payload in window) <= MESSAGE_BYTES:
             groups = [group_pb2.RolloutGroup(header=header, payload=payload) for header, payload in window]
             response: pb.InsertResponse = self._stub.Insert(
                 pb.InsertRequest(run=run, table=table, groups=groups), timeout=timeout_s
             )
-            return list(response.results)
+            return [(result, response.durability) for result in response.results]
         parts = pack_parts(part for header, payload in window for part in split_group(header, payload))
         requests = (pb.InsertStreamRequest(run=run, table=table, parts=packed) for packed in parts)
-        results: list[pb.InsertResult] = []
+        results: list[tuple[pb.InsertResult, int]] = []
         for response in self._stub.InsertStream(requests, timeout=timeout_s):
-            results.extend(response.results)
+            results.extend((result, response.durability) for result in response.results)
         return results
 
-    def _read_batch(self, request: pb.NextBatchRequest, timeout_s: float | None) -> Batch:
+    def _push(
+        self,
+        pieces: Sequence[tuple[pb.RolloutPiece, group_pb2.GroupHeader, bytes]],
+        run: str,
+        table: str,
+        timeout_s: float | None,
+    ) -> list[tuple[pb.PushResult, int]]:
+        results: list[tuple[pb.PushResult, int]] = []
+        small = sum(header.ByteSize() + len(payload) for _, header, payload in pieces) <= MESSAGE_BYTES
+        if small and len(pieces) <= MAX_PIECES:
+            request = pb.PushRolloutsRequest(run=run, table=table)
+            for piece, header, payload in pieces:
+                whole = request.pieces.add()
+                whole.CopyFrom(piece)
+                whole.rollouts.CopyFrom(group_pb2.RolloutGroup(header=header, payload=payload))
+            response: pb.PushRolloutsResponse = self._stub.PushRollouts(request, timeout=timeout_s)
+            return [(result, response.durability) for result in response.results]
+        parts = pack_parts(
+            pb.PiecePart(piece=piece if part.HasField("header") else None, part=part)
+            for piece, header, payload in pieces
+            for part in split_group(header, payload)
+        )
+        requests = (pb.PushRolloutsStreamRequest(run=run, table=table, parts=packed) for packed in parts)
+        for response in self._stub.PushRolloutsStream(requests, timeout=timeout_s):
+            results.extend((result, response.durability) for result in response.results)
+        return results
+
+    def _read_groups(self, request: pb.GetGroupsRequest, timeout_s: float | None) -> list[StoredGroup]:
+        assembler = PartAssembler()
+        groups: list[StoredGroup] = []
+        for response in self._stub.GetGroups(request, timeout=timeout_s):
+            for part in response.parts:
+                group = assembler.add(part)
+                if group is not None and group.payload is not None and group.delivery is not None:
+                    groups.append(convert.stored_from_wire(group.header, group.delivery, group.payload))
+        assembler.check_complete()
+        return groups
+
+    def _read_batch(self, call: Any, request: Any, timeout_s: float | None) -> Batch:
         header: pb.BatchHeader | None = None
         assembler = PartAssembler()
         groups: list[DeliveredGroup] = []
-        for response in self._stub.NextBatch(request, timeout=timeout_s):
+        for response in call(request, timeout=timeout_s):
             if response.HasField("batch"):
                 header = response.batch
             for part in response.parts:
@@ -343,3 +697,9 @@ class Client:
 def may_pass(result: InsertResult) -> bool:
     """Whether the group was refused for a reason that may pass."""
     return result.error is not None and result.error.retryable
+
+
+def passing_error(result: PushResult) -> GroupReplayError | None:
+    """Return why the piece, or its complete group, was refused, if that may pass."""
+    errors = (result.error, result.insert.error if result.insert else None)
+    return next((error for error in errors if error is not None and error.retryable), None)

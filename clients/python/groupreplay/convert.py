@@ -1,7 +1,7 @@
-"""Protocol messages <-> the dataclasses of groups.py and types.py; the only place that knows both."""
+"""Protocol messages <-> the dataclasses of groups, batches and inserts; convert_tables.py has the others."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,6 @@ from groupreplay.errors import (
     GroupReplayError,
     InternalError,
     InvalidGroupError,
-    InvalidRequestError,
     error_from_reason,
 )
 from groupreplay.groups import FinishReason, RolloutGroup
@@ -24,20 +23,18 @@ from groupreplay.payload import (
     encode_payload,
     encode_texts,
 )
+from groupreplay.table_config import Durability
 from groupreplay.types import (
     Batch,
     DeliveredGroup,
-    Fill,
+    GroupFeedback,
     GroupSource,
     GroupState,
     InsertOutcome,
     InsertResult,
-    Policy,
-    Refill,
-    Table,
-    TableConfig,
+    StoredGroup,
 )
-from groupreplay.v1 import error_pb2, group_pb2, policy_pb2, replay_service_pb2, table_pb2
+from groupreplay.v1 import error_pb2, group_pb2, replay_service_pb2, table_pb2
 
 FINISH_REASONS = {
     FinishReason.STOP: group_pb2.STOP,
@@ -57,25 +54,18 @@ OUTCOMES = {
     InsertOutcome.DUPLICATE: replay_service_pb2.DUPLICATE,
     InsertOutcome.REFUSED: replay_service_pb2.REFUSED,
 }
-FILLS = {
-    Fill.REPLAY: table_pb2.FILL_REPLAY,
-    Fill.NONE: table_pb2.FILL_NONE,
-    Fill.RESAMPLE: table_pb2.FILL_RESAMPLE,
-    Fill.KEEP: table_pb2.FILL_KEEP,
-}
-REFILLS = {Refill.RECENCY: table_pb2.REFILL_RECENCY}
+DURABILITIES = {item: table_pb2.Durability.Value(f"DURABILITY_{item.name}") for item in Durability}
+_DURABILITY_OF: dict[int, Durability] = {number: item for item, number in DURABILITIES.items()}
 _FINISH_REASON_OF = {number: reason for reason, number in FINISH_REASONS.items()}
 _SOURCE_OF = {number: source for source, number in SOURCES.items()}
 _STATE_OF = {number: state for state, number in STATES.items()}
 _OUTCOME_OF = {number: outcome for outcome, number in OUTCOMES.items()}
-_FILL_OF = {number: fill for fill, number in FILLS.items()} | {table_pb2.FILL_UNSPECIFIED: Fill.REPLAY}
-_REFILL_OF = {number: refill for refill, number in REFILLS.items()} | {table_pb2.REFILL_UNSPECIFIED: Refill.RECENCY}
 
 
 _Known = TypeVar("_Known")
 
 
-def _known(names: Mapping[Any, _Known], number: int, what: str, error: type[GroupReplayError]) -> _Known:
+def meaning_of(names: Mapping[Any, _Known], number: int, what: str, error: type[GroupReplayError]) -> _Known:
     """Return what an enum's number means; raise the error for a number of a newer, or no, version of the protocol."""
     if number not in names:
         raise error(f"{what} {number} is unknown; this version knows {sorted(names)}: upgrade it, or send one of these")
@@ -100,6 +90,7 @@ def group_to_wire(group: RolloutGroup) -> tuple[group_pb2.GroupHeader, bytes]:
         payload_bytes=len(payload),
         created_at_ms=group.created_at_ms,
         tags=group.tags,
+        priority=group.priority,
     )
     return header, payload
 
@@ -151,7 +142,7 @@ def group_from_wire(header: group_pb2.GroupHeader, payload: bytes) -> RolloutGro
         loss_mask=decode_mask(name, runs, sum(header.response_lengths)) if runs is not None else None,
         version_spans=arrays.get(layout.SPANS),
         finish_reasons=tuple(
-            _known(_FINISH_REASON_OF, reason, f"group {name}: finish reason", InvalidGroupError)
+            meaning_of(_FINISH_REASON_OF, reason, f"group {name}: finish reason", InvalidGroupError)
             for reason in header.finish_reasons
         ),
         task=header.task,
@@ -161,6 +152,7 @@ def group_from_wire(header: group_pb2.GroupHeader, payload: bytes) -> RolloutGro
         prompt_text=prompt.tobytes().decode(errors="replace") if prompt is not None else None,
         response_texts=decode_texts(name, arrays[layout.TEXT_LENGTHS], texts) if texts is not None else None,
         columns={column: array for column, array in arrays.items() if column not in layout.RESERVED},
+        priority=header.priority if header.HasField("priority") else None,
     )
 
 
@@ -168,11 +160,19 @@ def delivered_from_wire(header: group_pb2.GroupHeader, delivery: group_pb2.Deliv
     """Return a delivered group; its arrays are read-only views of payload."""
     return DeliveredGroup(
         group=group_from_wire(header, payload),
-        source=_known(_SOURCE_OF, delivery.source, f"group {header.group_id}: source", InternalError),
+        source=meaning_of(_SOURCE_OF, delivery.source, f"group {header.group_id}: source", InternalError),
         staleness=delivery.staleness,
         times_sampled=delivery.times_sampled,
         probability=delivery.probability,
         redeliveries=delivery.redeliveries,
+        importance_weight=delivery.importance_weight,
+    )
+
+
+def stored_from_wire(header: group_pb2.GroupHeader, delivery: group_pb2.Delivery, payload: bytes) -> StoredGroup:
+    """Return a group that was read without being taken; its arrays are read-only views of payload."""
+    return StoredGroup(
+        group=group_from_wire(header, payload), staleness=delivery.staleness, times_sampled=delivery.times_sampled
     )
 
 
@@ -200,116 +200,48 @@ def insert_result_to_proto(result: InsertResult) -> replay_service_pb2.InsertRes
     return message
 
 
-def insert_result_from_proto(message: replay_service_pb2.InsertResult) -> InsertResult:
-    """Return an insert's result with its error as an exception."""
-    outcome = _known(_OUTCOME_OF, message.outcome, f"group {message.group_id}: insert outcome", InternalError)
+def insert_result_from_proto(message: replay_service_pb2.InsertResult, durability: int = 0) -> InsertResult:
+    """Return an insert's result with its error as an exception, and the durability that the response stated."""
+    outcome = meaning_of(_OUTCOME_OF, message.outcome, f"group {message.group_id}: insert outcome", InternalError)
     error = None
     if outcome is InsertOutcome.REFUSED:
-        known = message.reason in error_pb2.ErrorReason.values()
-        reason = error_pb2.ErrorReason.Name(message.reason) if known else str(message.reason)
-        error = error_from_reason(reason, message.message)
-    return InsertResult(group_id=message.group_id, outcome=outcome, error=error)
+        error = error_from_proto(message.reason, message.message)
+    return InsertResult(group_id=message.group_id, outcome=outcome, error=error, durability=durability_of(durability))
+
+
+def error_from_proto(number: int, message: str) -> GroupReplayError:
+    """Return the exception of a refusal inside an answer."""
+    known = number in error_pb2.ErrorReason.values()
+    reason = error_pb2.ErrorReason.Name(cast(error_pb2.ErrorReason.ValueType, number)) if known else str(number)
+    return error_from_reason(reason, message)
+
+
+def durability_of(number: int) -> Durability:
+    """Return the durability that a response states; one that this version does not know counts as memory."""
+    return _DURABILITY_OF.get(number, Durability.MEMORY)
 
 
 def states_from_proto(states: Sequence[table_pb2.GroupState.ValueType]) -> list[GroupState]:
     """Return the states of LocateGroups."""
-    return [_known(_STATE_OF, state, "group state", InternalError) for state in states]
+    return [meaning_of(_STATE_OF, state, "group state", InternalError) for state in states]
 
 
-def policy_to_proto(policy: Policy) -> policy_pb2.Policy:
-    """Return the message of a policy version."""
-    return policy_pb2.Policy(
-        run=policy.run,
-        version=policy.version,
-        weights_uri=policy.weights_uri,
-        weights_sha256=policy.weights_sha256,
-        published_at_ms=policy.published_at_ms,
+def feedback_to_proto(feedback: GroupFeedback) -> table_pb2.GroupFeedback:
+    """Return the message of what a caller found out about a group."""
+    return table_pb2.GroupFeedback(
+        group_id=feedback.group_id, priority=feedback.priority, kl=feedback.kl, ess=feedback.ess
     )
 
 
-def policy_from_proto(message: policy_pb2.Policy) -> Policy:
-    """Return a policy version."""
-    return Policy(
-        run=message.run,
-        version=message.version,
-        weights_uri=message.weights_uri,
-        weights_sha256=message.weights_sha256,
-        published_at_ms=message.published_at_ms,
-    )
-
-
-def config_to_proto(config: TableConfig) -> table_pb2.TableConfig:
-    """Return the message of a table's configuration."""
-    return table_pb2.TableConfig(
-        fill=FILLS[config.fill],
-        refill=REFILLS[config.refill],
-        replay_capacity=config.replay_capacity,
-        fresh_capacity=config.fresh_capacity,
-        max_staleness=config.max_staleness,
-        max_times_sampled=config.max_times_sampled,
-        min_reward_std=config.min_reward_std,
-        max_group_bytes=config.max_group_bytes,
-        allow_repeated_prompts=config.allow_repeated_prompts,
-        keep_ineffective_payload=config.keep_ineffective_payload,
-        ahead_groups=config.ahead_groups,
-    )
-
-
-def config_from_proto(message: table_pb2.TableConfig) -> TableConfig:
-    """Return a table's configuration; what the message leaves out takes its default.
+def feedback_from_proto(message: table_pb2.GroupFeedback) -> GroupFeedback:
+    """Return what a caller found out about a group.
 
     Raises:
-        InvalidRequestError: a limit is out of its range.
+        InvalidRequestError: a value is out of its range.
     """
-    defaults = TableConfig()
-    return TableConfig(
-        fill=_known(_FILL_OF, message.fill, "fill", InvalidRequestError),
-        refill=_known(_REFILL_OF, message.refill, "refill", InvalidRequestError),
-        replay_capacity=message.replay_capacity or defaults.replay_capacity,
-        fresh_capacity=message.fresh_capacity or defaults.fresh_capacity,
-        max_staleness=message.max_staleness if message.HasField("max_staleness") else None,
-        max_times_sampled=message.max_times_sampled if message.HasField("max_times_sampled") else None,
-        min_reward_std=message.min_reward_std if message.HasField("min_reward_std") else defaults.min_reward_std,
-        max_group_bytes=message.max_group_bytes or defaults.max_group_bytes,
-        allow_repeated_prompts=message.allow_repeated_prompts,
-        keep_ineffective_payload=message.keep_ineffective_payload,
-        ahead_groups=message.ahead_groups if message.HasField("ahead_groups") else None,
-    )
-
-
-def table_to_proto(table: Table) -> table_pb2.Table:
-    """Return the message of a table's state."""
-    return table_pb2.Table(
-        run=table.run,
-        table=table.table,
-        config=config_to_proto(table.config),
-        fresh=table.fresh,
-        fresh_effective=table.fresh_effective,
-        replay=table.replay,
-        leased=table.leased,
-        leases=table.leases,
-        payload_bytes=table.payload_bytes,
-        policy_version=table.policy_version,
-        last_insert_ms=table.last_insert_ms,
-        missing=table.missing,
-        counters=table.counters,
-    )
-
-
-def table_from_proto(message: table_pb2.Table) -> Table:
-    """Return a table's state."""
-    return Table(
-        run=message.run,
-        table=message.table,
-        config=config_from_proto(message.config),
-        fresh=message.fresh,
-        fresh_effective=message.fresh_effective,
-        replay=message.replay,
-        leased=message.leased,
-        leases=message.leases,
-        payload_bytes=message.payload_bytes,
-        policy_version=message.policy_version,
-        last_insert_ms=message.last_insert_ms,
-        missing=message.missing,
-        counters=dict(message.counters),
+    return GroupFeedback(
+        group_id=message.group_id,
+        priority=message.priority if message.HasField("priority") else None,
+        kl=message.kl if message.HasField("kl") else None,
+        ess=message.ess if message.HasField("ess") else None,
     )

@@ -80,6 +80,24 @@ class TableFullError(GroupReplayError):
     retryable = True
 
 
+class QuotaExceededError(GroupReplayError):
+    """The run's tables hold as much as its quota allows."""
+
+    reason = "QUOTA_EXCEEDED"
+    grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = 429
+    retryable = True
+
+
+class RateLimitedError(GroupReplayError):
+    """The table's rate limit holds inserts back until more was sampled."""
+
+    reason = "RATE_LIMITED"
+    grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = 429
+    retryable = True
+
+
 class StalePolicyVersionError(GroupReplayError):
     """The group is older than the table's max_staleness."""
 
@@ -132,6 +150,22 @@ class StepConflictError(GroupReplayError):
     """The training step was committed before, with another lease."""
 
     reason = "STEP_CONFLICT"
+    grpc_code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 409
+
+
+class UnknownStepError(GroupReplayError, LookupError):
+    """The table's lineage has no such training step (any more)."""
+
+    reason = "UNKNOWN_STEP"
+    grpc_code = grpc.StatusCode.NOT_FOUND
+    http_status = 404
+
+
+class GroupClosedError(GroupReplayError):
+    """The partial group closed without this piece: it was complete, or its time was over."""
+
+    reason = "GROUP_CLOSED"
     grpc_code = grpc.StatusCode.FAILED_PRECONDITION
     http_status = 409
 

@@ -102,6 +102,8 @@ class RolloutGroup:
     """[G]"""
     columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     """Anything else by name: reference_logprobs, routed_experts, pixel_values ... Numeric, any shape."""
+    priority: float | None = None
+    """The producer's priority, finite and at least 0; read where the table's priority is `caller`."""
 
     def __post_init__(self) -> None:
         _check_identity(self)
@@ -208,6 +210,10 @@ def _check_lengths(group: RolloutGroup) -> None:
 def _check_values(group: RolloutGroup) -> None:
     if not np.isfinite(group.rewards).all():
         raise InvalidGroupError(f"group {group.group_id}: rewards {group.rewards.tolist()[:32]} are not all finite")
+    if group.priority is not None and not 0 <= group.priority < np.inf:
+        raise InvalidGroupError(
+            f"group {group.group_id}: priority {group.priority} is not a finite number of at least 0"
+        )
     highest, lowest = float(group.behaviour_logprobs.max()), float(group.behaviour_logprobs.min())
     # One NaN makes both extremes NaN, and every comparison with it false.
     if not (highest <= LOGPROB_ROUNDING and lowest > -np.inf):

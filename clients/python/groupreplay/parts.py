@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
-from groupreplay.errors import GroupTooLargeError, InvalidGroupError
-from groupreplay.v1 import group_pb2
+from groupreplay.errors import GroupTooLargeError, InvalidGroupError, InvalidRequestError
+from groupreplay.v1 import group_pb2, replay_service_pb2
 
 MESSAGE_BYTES = 2 * 2**20
 """Bytes of parts that are put together in one message; a part alone may have as many of payload, and its header."""
+
+PartT = TypeVar("PartT", group_pb2.GroupPart, replay_service_pb2.PiecePart)
 
 
 def split_group(header: group_pb2.GroupHeader, payload: bytes) -> Iterator[group_pb2.GroupPart]:
@@ -18,9 +21,9 @@ def split_group(header: group_pb2.GroupHeader, payload: bytes) -> Iterator[group
         yield group_pb2.GroupPart(payload=payload[start : start + MESSAGE_BYTES])
 
 
-def pack_parts(parts: Iterable[group_pb2.GroupPart]) -> Iterator[list[group_pb2.GroupPart]]:
+def pack_parts(parts: Iterable[PartT]) -> Iterator[list[PartT]]:
     """Yield the parts in lists that fit one message each."""
-    pending: list[group_pb2.GroupPart] = []
+    pending: list[PartT] = []
     size = 0
     for part in parts:
         part_bytes = part.ByteSize()
@@ -108,9 +111,71 @@ class PartAssembler:
         return too_large(header.group_id, header.payload_bytes, self._max_group_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class AssembledSnapshotGroup:
+    """A group of a snapshot whose parts have all come."""
+
+    entry: replay_service_pb2.SnapshotEntry
+    header: bytes
+    """A serialized GroupHeader."""
+    payload: bytes
+    """Empty where the table keeps none."""
+
+
+class SnapshotAssembler:
+    """Puts the groups of a snapshot together from their parts."""
+
+    def __init__(self) -> None:
+        self._first: replay_service_pb2.SnapshotGroup | None = None
+        self._pieces: list[bytes] = []
+        self._missing = 0
+
+    def add(self, part: replay_service_pb2.SnapshotGroup) -> AssembledSnapshotGroup | None:
+        """Take the next part; return the group if it was its last.
+
+        Raises:
+            InvalidRequestError: a part that belongs to no group, or more or fewer bytes than its entry says.
+        """
+        if part.HasField("entry"):
+            self.check_complete()
+            self._first, self._pieces, self._missing = part, [], part.entry.payload_bytes
+        if self._first is None:
+            raise InvalidRequestError("the snapshot continues a group that never began: its first part has no entry")
+        first = self._first
+        self._pieces.append(part.payload)
+        self._missing -= len(part.payload)
+        if self._missing < 0:
+            raise InvalidRequestError(
+                f"group {first.entry.group_id} of the snapshot: {-self._missing} bytes more than its payload_bytes "
+                f"{first.entry.payload_bytes}"
+            )
+        if self._missing:
+            return None
+        self._first = None
+        whole = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        return AssembledSnapshotGroup(first.entry, first.header, whole)
+
+    def check_complete(self) -> None:
+        """Raise InvalidRequestError when a group is not yet whole."""
+        if self._first is not None:
+            raise InvalidRequestError(
+                f"group {self._first.entry.group_id} of the snapshot: {self._missing} payload bytes are missing"
+            )
+
+
 def too_large(group_id: str, size: int, limit: int) -> GroupTooLargeError:
     """Return the error of a payload of `size` bytes in a table that takes at most `limit`."""
     return GroupTooLargeError(
         f"group {group_id}: its payload is {size} bytes, the table takes at most {limit}; "
         "shorten the responses or raise max_group_bytes"
     )
+
+
+def varint(value: int) -> bytes:
+    """Return a number, or the length of what follows, as protobuf has it on the wire."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

@@ -17,10 +17,14 @@ from groupreplay.errors import (
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
+SHORTEST_ATTEMPT_S = 0.05
+"""An attempt that had less would end in a timeout of its own, and hide why those before it failed."""
 REASON_METADATA = "groupreplay-reason"
 
 # A connection that breaks in the middle of a call ends it with one of these, depending on what was under way.
 _BROKEN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN})
+_BROKEN_WHILE_SENDING = "Internal error from Core"
+"""What grpc.aio makes of a stream that the other side ended while a message was on its way."""
 
 
 class Attempts:
@@ -51,7 +55,7 @@ class Attempts:
         longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._failures, 16))
         self._failures += 1
         pause_s = longest * random.uniform(0.5, 1.0)
-        late = self._deadline is not None and time.monotonic() + pause_s >= self._deadline
+        late = self._deadline is not None and time.monotonic() + pause_s + SHORTEST_ATTEMPT_S >= self._deadline
         return None if late or not error.retryable else pause_s
 
     def succeeded(self) -> None:
@@ -67,7 +71,7 @@ def error_from_rpc(error: grpc.RpcError, address: str) -> GroupReplayError:
         if key == REASON_METADATA:
             return error_from_reason(str(value), details)
     code = call.code()
-    if code in _BROKEN:
+    if code in _BROKEN or details == _BROKEN_WHILE_SENDING:
         return ServiceUnavailableError(f"no answer from {address} ({details}); see that the service runs there")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return CallDeadlineExceededError(f"no answer from {address} within the timeout; pass a longer timeout_s")

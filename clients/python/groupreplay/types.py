@@ -2,11 +2,16 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from groupreplay.errors import GroupReplayError, InvalidRequestError
-from groupreplay.groups import RolloutGroup
+from groupreplay.groups import RolloutGroup, check_name
+from groupreplay.table_config import Durability, TableConfig
+
+MAX_GROUP_SIZE = 4096
+"""Rollouts of a group that is put together from pieces."""
+MIN_CLOSE_AFTER_S, MAX_CLOSE_AFTER_S = 0.001, 86_400.0
 
 
 class GroupSource(StrEnum):
@@ -34,27 +39,107 @@ class InsertOutcome(StrEnum):
     REFUSED = "refused"
 
 
-class Fill(StrEnum):
-    """What takes the slots of ineffective groups: POPO, GRPO-filter, DAPO and GRPO in this order."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """How a group came into a batch."""
 
-    REPLAY = "replay"
-    NONE = "none"
-    RESAMPLE = "resample"
-    KEEP = "keep"
-
-
-class Refill(StrEnum):
-    """Which replay groups refill a batch first."""
-
-    RECENCY = "recency"
+    group_id: str
+    source: GroupSource
+    staleness: int
+    times_sampled: int
+    probability: float
+    redeliveries: int
+    importance_weight: float
 
 
-class Durability(StrEnum):
-    """What an acknowledged change has reached: Redis, its append-only file on disk, or replicas of it as well."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lineage:
+    """Which groups a committed training step was given, and how they were drawn."""
 
-    MEMORY = "memory"
-    AOF = "aof"
-    REPLICAS = "replicas"
+    step: int
+    lease_id: str
+    holder: str
+    policy_version: int
+    batch_size: int
+    seed: str
+    """All random numbers of the draw come from it: 32 hexadecimal digits."""
+    committed_at_ms: int
+    groups: tuple[Delivery, ...]
+    """Delivered, in the order of the batch."""
+    undelivered_group_ids: tuple[str, ...]
+    """Fresh groups that were consumed without being delivered: no reward variance."""
+
+
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    INFO = "info"
+    WARNING = "warning"
+    PROBLEM = "problem"
+    """In the way of the batch."""
+
+
+class ProducerHealth(StrEnum):
+    """Whether a producer lets itself be heard, and keeps its pace."""
+
+    ALIVE = "alive"
+    SLOW = "slow"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that a diagnosis found."""
+
+    severity: Severity
+    code: str
+    """A word for programs, such as dead_producer."""
+    text: str
+    """A sentence for people, with figures and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Producer:
+    """Who inserts into a table."""
+
+    producer_id: str
+    first_seen_ms: int
+    last_seen_ms: int
+    last_insert_ms: int
+    """0 = no insert yet."""
+    inserted: int
+    effective: int
+    refused: int
+    interval_s: float
+    """Between its beats, as it says; 0 = it never beat."""
+    status: str
+    health: ProducerHealth = ProducerHealth.ALIVE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """Who holds groups of a table."""
+
+    lease_id: str
+    holder: str
+    deadline_ms: int
+    groups: int
+    """Delivered under it."""
+    fresh: int
+    """Fresh groups that it holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """Why a batch is, or is not, ready."""
+
+    ready: bool
+    """Whether next_batch would answer at once."""
+    findings: tuple[Finding, ...]
+    """Most important first."""
+    producers: tuple[Producer, ...]
+    leases: tuple[Lease, ...]
+    table: "Table"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +153,12 @@ class DeliveredGroup:
     times_sampled: int
     """Deliveries of the group, this one included."""
     probability: float
-    """Of the draw, in (0, 1]; 1 where the rule was deterministic."""
+    """Weight over the sum of all replay groups' weights, at the draw, in (0, 1]; 1 where the order is no matter of
+    chance."""
     redeliveries: int
     """Times the group was handed out before and came back uncommitted."""
+    importance_weight: float = 1.0
+    """(N * probability)**-importance_beta over the largest in the batch, in (0, 1]; N groups were in replay."""
 
     @property
     def on_policy(self) -> bool:
@@ -109,6 +197,78 @@ class InsertResult:
     outcome: InsertOutcome
     error: GroupReplayError | None = None
     """Why it was refused."""
+    durability: Durability = Durability.MEMORY
+    """What the group has reached, where it was inserted or is a duplicate."""
+
+
+class PushOutcome(StrEnum):
+    """What became of a piece of a partial group."""
+
+    PENDING = "pending"
+    """It is kept; the group waits for others."""
+    CLOSED = "closed"
+    """The group has closed."""
+    DUPLICATE = "duplicate"
+    """It was there before; nothing changed."""
+    REFUSED = "refused"
+    """Nothing changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutPiece:
+    """One or more rollouts of a group that the service puts together.
+
+    Raises:
+        InvalidRequestError: a number is out of its range, or piece_id is no name.
+    """
+
+    group: RolloutGroup
+    """The rollouts, as a group of themselves. All pieces of a group have its group_id, and agree on prompt and task."""
+    piece_id: str
+    """Chosen by the producer, so that a retry is safe; the index of the rollout, for example."""
+    group_size: int
+    """Rollouts at which the group is complete, in 1 to MAX_GROUP_SIZE; all pieces agree on it."""
+    min_rollouts: int | None = None
+    """Fewest rollouts worth inserting when time is over; None = group_size. That of the first piece holds."""
+    close_after_s: float = 600.0
+    """Seconds after the first piece when the group closes with what is there; that of the first piece holds."""
+
+    def __post_init__(self) -> None:
+        check_name(self.piece_id, "piece_id")
+        where = f"piece {self.piece_id} of group {self.group.group_id}"
+        least = self.group_size if self.min_rollouts is None else self.min_rollouts
+        if not 1 <= self.group_size <= MAX_GROUP_SIZE or not 1 <= least <= self.group_size:
+            raise InvalidRequestError(
+                f"{where}: group_size {self.group_size} and min_rollouts {self.min_rollouts} are not in "
+                f"1 <= min_rollouts <= group_size <= {MAX_GROUP_SIZE}"
+            )
+        if not MIN_CLOSE_AFTER_S <= self.close_after_s <= MAX_CLOSE_AFTER_S:
+            raise InvalidRequestError(
+                f"{where}: close_after_s {self.close_after_s} is not in {MIN_CLOSE_AFTER_S:g} to {MAX_CLOSE_AFTER_S:g}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushResult:
+    """What became of one piece of a push."""
+
+    group_id: str
+    piece_id: str
+    outcome: PushOutcome
+    rollouts: int = 0
+    """Rollouts of the group that are there; 0 where the group had closed before."""
+    group_size: int = 0
+    """Of how many; 0 where the group had closed before."""
+    insert: InsertResult | None = None
+    """What became of the whole group, where this push found it complete or its time over, or knows its group_id.
+
+    Beside a pending piece it is a refusal that may pass, such as a full table: the pieces are kept, and the service
+    tries again by itself.
+    """
+    error: GroupReplayError | None = None
+    """Why the piece was refused."""
+    durability: Durability = Durability.MEMORY
+    """What the piece has reached, unless it was refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +280,10 @@ class Policy:
     weights_uri: str = ""
     weights_sha256: str = ""
     published_at_ms: int = 0
+    label: str = ""
+    """What inference engines call these weights; names one version only. Empty = the version in digits."""
+    rewinds: int = 0
+    """How often the clock was moved back: (rewinds, version) only grows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,49 +295,50 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TableConfig:
-    """What a table keeps and how it fills a batch.
+class GroupFeedback:
+    """What a caller found out about a group; None leaves what was known.
 
     Raises:
-        InvalidRequestError: a limit is out of its range.
+        InvalidRequestError: a value is out of its range.
     """
 
-    fill: Fill = Fill.REPLAY
-    """What takes the slots of ineffective groups."""
-    refill: Refill = Refill.RECENCY
-    """Which replay groups refill, under Fill.REPLAY."""
-    replay_capacity: int = 1024
-    """Replay groups kept; the oldest leave first."""
-    fresh_capacity: int = 4096
-    """Fresh groups kept; inserts beyond are refused with TableFullError."""
-    max_staleness: int | None = None
-    """Groups older than this many policy versions are dropped, and refused at insert; None = unlimited."""
-    max_times_sampled: int | None = None
-    """Deliveries after which a group leaves; None = unlimited."""
-    min_reward_std: float = 1e-6
-    """A group is effective when the standard deviation of its rewards is above this."""
-    max_group_bytes: int = 64 * 2**20
-    """Largest payload of one group."""
-    allow_repeated_prompts: bool = False
-    """Whether a batch may hold two groups of one prompt_id."""
-    keep_ineffective_payload: bool = False
-    """Whether to store payloads that the fill rule will never deliver, to look at."""
-    ahead_groups: int | None = None
-    """How many groups producers that ask for admission may run ahead of the trainer; None = unlimited."""
+    group_id: str
+    priority: float | None = None
+    """Finite, at least 0."""
+    kl: float | None = None
+    """KL(behaviour || current) per token in nats, as estimated; at least 0."""
+    ess: float | None = None
+    """Effective sample size of the behaviour weights, as a share of the tokens, in (0, 1]."""
 
     def __post_init__(self) -> None:
-        for name, low in (("replay_capacity", 1), ("fresh_capacity", 1), ("max_group_bytes", 1)):
-            self._check_range(name, getattr(self, name), low)
-        for name, low in (("max_staleness", 0), ("max_times_sampled", 1), ("ahead_groups", 0)):
-            if getattr(self, name) is not None:
-                self._check_range(name, getattr(self, name), low)
-        if not 0 <= self.min_reward_std < math.inf:
-            raise InvalidRequestError(f"min_reward_std {self.min_reward_std} is not a finite number of at least 0")
+        check_name(self.group_id, "group_id")
+        for name in ("priority", "kl"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InvalidRequestError(f"group {self.group_id}: {name} {value} is not a finite number of at least 0")
+        if self.ess is not None and not 0 < self.ess <= 1:
+            raise InvalidRequestError(f"group {self.group_id}: ess {self.ess} is not in (0, 1]")
 
-    @staticmethod
-    def _check_range(name: str, value: int, low: int) -> None:
-        if not low <= value < 2**40:
-            raise InvalidRequestError(f"{name} {value} is not in {low} to 2^40")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredGroup:
+    """A group as get_groups reads it, without taking it."""
+
+    group: RolloutGroup
+    staleness: int
+    times_sampled: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """What all tables of a run may hold together, and what they do hold."""
+
+    max_groups: int | None
+    """None = unlimited."""
+    max_bytes: int | None
+    """Of payload; None = unlimited."""
+    groups: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +357,7 @@ class Table:
     """Fresh groups in leases that are neither committed nor given back."""
     leases: int
     payload_bytes: int
-    """Payload of fresh, leased and replay groups."""
+    """Payload of fresh, leased and replay groups, and of the pieces of partial groups."""
     policy_version: int
     last_insert_ms: int
     """Unix milliseconds; 0 = none yet."""
@@ -200,3 +365,5 @@ class Table:
     """Groups that next_batch calls now wait for."""
     counters: Mapping[str, int]
     """Monotonic counts; docs/reference/counters.md lists them."""
+    task_counters: Mapping[str, int] = field(default_factory=dict)
+    """Counts by task, `event:task`: inserted_*, refused_* and gone_*."""

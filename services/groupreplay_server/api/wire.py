@@ -6,24 +6,39 @@ The result is an ordinary NextBatchResponse (replay_service.proto); a test parse
 from collections.abc import AsyncIterator
 
 from groupreplay.convert import SOURCES
-from groupreplay.parts import MESSAGE_BYTES
+from groupreplay.parts import MESSAGE_BYTES, varint
 from groupreplay.v1 import group_pb2, replay_service_pb2
-from groupreplay_server.store.records import LeasedBatch, LeasedGroup
+from groupreplay_server.store.records import LeasedBatch, LeasedGroup, ReadGroup
 
-_PARTS = b"\x12"  # NextBatchResponse.parts = 2
+_PARTS, _READ_PARTS = b"\x12", b"\x0a"  # NextBatchResponse.parts = 2, GetGroupsResponse.parts = 1
+_HEADER_ONLY = b"\x20\x01"  # GroupPart.header_only = 4, true
 _HEADER, _DELIVERY, _PAYLOAD = b"\x0a", b"\x12", b"\x1a"  # GroupPart.header = 1, .delivery = 2, .payload = 3
 
 
 async def serialize_batch(batch: LeasedBatch, groups: AsyncIterator[tuple[LeasedGroup, bytes]]) -> AsyncIterator[bytes]:
     """Yield the messages of a batch: its header first, then parts; a group's header may take one past MESSAGE_BYTES."""
-    pending: list[bytes | memoryview] = [
-        replay_service_pb2.NextBatchResponse(batch=_batch_header(batch)).SerializeToString()
-    ]
+    first = replay_service_pb2.NextBatchResponse(batch=batch_header(batch)).SerializeToString()
+    async for message in pack_groups(
+        first, _PARTS, ((_first_fields(group), payload) async for group, payload in groups)
+    ):
+        yield message
+
+
+async def serialize_read_groups(groups: AsyncIterator[tuple[ReadGroup, bytes]]) -> AsyncIterator[bytes]:
+    """Yield the GetGroupsResponse messages of groups; a payload that is not kept is left out."""
+    parts = ((_read_fields(group), payload) async for group, payload in groups)
+    async for message in pack_groups(b"", _READ_PARTS, parts):
+        yield message
+
+
+async def pack_groups(first: bytes, tag: bytes, groups: AsyncIterator[tuple[bytes, bytes]]) -> AsyncIterator[bytes]:
+    """Yield messages of parts: each group's fields with the first piece of its payload, then the other pieces."""
+    pending: list[bytes | memoryview] = [first]
     size = 0
-    async for group, payload in groups:
+    async for fields, payload in groups:
         view = memoryview(payload)
         for start in range(0, max(len(view), 1), MESSAGE_BYTES):
-            part = _part(group if start == 0 else None, view[start : start + MESSAGE_BYTES])
+            part = _part(tag, fields if start == 0 else b"", view[start : start + MESSAGE_BYTES])
             part_bytes = sum(map(len, part))
             if size and size + part_bytes > MESSAGE_BYTES:
                 yield b"".join(pending)
@@ -33,7 +48,8 @@ async def serialize_batch(batch: LeasedBatch, groups: AsyncIterator[tuple[Leased
     yield b"".join(pending)
 
 
-def _batch_header(batch: LeasedBatch) -> replay_service_pb2.BatchHeader:
+def batch_header(batch: LeasedBatch) -> replay_service_pb2.BatchHeader:
+    """Return the message that begins a batch."""
     return replay_service_pb2.BatchHeader(
         lease_id=batch.lease_id,
         lease_deadline_ms=batch.deadline_ms,
@@ -47,27 +63,32 @@ def _batch_header(batch: LeasedBatch) -> replay_service_pb2.BatchHeader:
     )
 
 
-def _part(group: LeasedGroup | None, piece: memoryview) -> list[bytes | memoryview]:
-    first = _HEADER + _varint(len(group.header)) + group.header + _delivery(group) if group else b""
-    before = first + _PAYLOAD + _varint(len(piece))
-    return [_PARTS, _varint(len(before) + len(piece)), before, piece]
+def _part(tag: bytes, fields: bytes, piece: memoryview) -> list[bytes | memoryview]:
+    before = fields + _PAYLOAD + varint(len(piece))
+    return [tag, varint(len(before) + len(piece)), before, piece]
 
 
-def _delivery(group: LeasedGroup) -> bytes:
-    message = group_pb2.Delivery(
+def delivery(group: LeasedGroup) -> group_pb2.Delivery:
+    """Return the message of how a group came into a batch."""
+    return group_pb2.Delivery(
         source=SOURCES[group.source],
         staleness=group.staleness,
         times_sampled=group.times_sampled,
-        probability=1.0,  # recency is deterministic
+        probability=group.probability,
         redeliveries=group.redeliveries,
-    ).SerializeToString()
-    return _DELIVERY + _varint(len(message)) + message
+        importance_weight=group.importance_weight,
+    )
 
 
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+def _first_fields(group: LeasedGroup) -> bytes:
+    return _header_and_delivery(group.header, delivery(group))
+
+
+def _read_fields(group: ReadGroup) -> bytes:
+    read = group_pb2.Delivery(staleness=group.staleness, times_sampled=group.times_sampled)
+    return _header_and_delivery(group.header, read) + (b"" if group.payload_ref else _HEADER_ONLY)
+
+
+def _header_and_delivery(header: bytes, how: group_pb2.Delivery) -> bytes:
+    message = how.SerializeToString()
+    return _HEADER + varint(len(header)) + header + _DELIVERY + varint(len(message)) + message

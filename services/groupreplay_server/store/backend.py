@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncDataAccessCommands
 from redis.exceptions import NoScriptError
 
-from groupreplay.types import Durability
+from groupreplay.table_config import Durability
 from groupreplay_server.store.durability import Command
 from groupreplay_server.store.keys import barrier_beside
 from groupreplay_server.store.node import Node

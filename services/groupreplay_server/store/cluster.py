@@ -16,7 +16,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from groupreplay.errors import DurabilityNotReachedError
-from groupreplay.types import Durability
+from groupreplay.table_config import Durability
 from groupreplay_server.store.address import HostPort
 from groupreplay_server.store.backend import Backend, raise_first, scan_node
 from groupreplay_server.store.durability import Command

@@ -12,32 +12,21 @@ RUNS = f"{PREFIX}:runs"
 """set of run names"""
 SWEEPER = f"{PREFIX}:sweeper"
 """string: the server that sweeps orphans, with an expiry"""
+RESTORES = f"{PREFIX}:restores"
+"""set of `run/table` that are being restored"""
 PAYLOADS = f"{PREFIX}:payload:"
 """what every payload key begins with"""
 WAKE_CHANNEL = f"{PREFIX}:wake"
-"""pub/sub channel, messages `run/table fresh N`, `run/table demand N`, `run policy N`"""
+"""pub/sub channel, messages `run/table fresh N`, `run/table demand N`, `run policy N`, `run/table closing MS`"""
 
+_RUN_KEYS = ("policy", "tables", "labels", "quota", "usage", "barrier")
 _TABLE_KEYS = (
-    "config",
-    "state",
-    "counters",
-    "fresh",
-    "recency",
-    "headers",
-    "facts",
-    "uses",
-    "pins",
-    "returns",
-    "leased",
-    "leases",
-    "records",
-    "ended",
-    "steps",
-    "seen",
-    "waiting",
-    "admitted",
-    "garbage",
-)
+    "config", "state", "counters", "tasks", "fresh", "recency", "arrival", "priority", "divergence", "clock", "weights",
+    "sums", "born", "headers", "facts", "marks", "uses", "pins", "returns", "leased", "leases", "records", "ended",
+    "steps", "seen", "waiting", "admitted", "garbage",
+    "lineage", "logged", "producers", "holds",
+    "opened", "pieces", "closing", "closed", "closed_at",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +35,24 @@ class RunKeys:
 
     run: str
 
+    def key(self, name: str) -> str:
+        """Return the key of this name: policy, tables, labels, quota or usage."""
+        return f"{PREFIX}:{{{self.run}}}:{name}"
+
     @property
     def policy(self) -> str:
         """hash: the policy clock"""
-        return f"{PREFIX}:{{{self.run}}}:policy"
+        return self.key("policy")
 
     @property
     def tables(self) -> str:
         """set of table names"""
-        return f"{PREFIX}:{{{self.run}}}:tables"
+        return self.key("tables")
+
+    @property
+    def labels(self) -> str:
+        """hash: label of a policy -> its version"""
+        return self.key("labels")
 
     @property
     def barrier(self) -> str:
@@ -80,7 +78,8 @@ class TableKeys:
 
     def all(self) -> list[str]:
         """Return the keys in the order in which the scripts declare them."""
-        return [RunKeys(self.run).policy, *(self.key(name) for name in _TABLE_KEYS)]
+        run = RunKeys(self.run)
+        return [run.policy, run.key("quota"), run.key("usage"), *(self.key(name) for name in _TABLE_KEYS)]
 
     def payload(self, member: str) -> str:
         """Return the key of a payload; member = group_id/payload_ref, as the garbage set has it."""
@@ -100,7 +99,7 @@ def payload_parts(key: str) -> tuple[str, str, str, str]:
 
 def is_declared(key: str) -> bool:
     """Return whether key is one that this module can make."""
-    if key in {RUNS, SWEEPER}:
+    if key in {RUNS, SWEEPER, RESTORES}:
         return True
     head, _, rest = key.partition(":")
     if head != PREFIX:
@@ -110,5 +109,5 @@ def is_declared(key: str) -> bool:
     parts = rest.split(":")
     tagged = parts[0].startswith("{") and parts[0].endswith("}")
     if len(parts) == 2:
-        return tagged and parts[1] in {"policy", "tables", "barrier"}
+        return tagged and parts[1] in _RUN_KEYS
     return tagged and len(parts) == 3 and parts[2] in _TABLE_KEYS

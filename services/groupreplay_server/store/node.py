@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from groupreplay.types import Durability
+from groupreplay.table_config import Durability
 from groupreplay_server.store.durability import (
     Command,
     Wait,
@@ -20,6 +20,7 @@ from groupreplay_server.store.durability import (
     refuse_without_aof,
     wait_for_disk,
     wait_for_replicas,
+    waits_truly,
 )
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
@@ -118,7 +119,10 @@ class Node:
             if "unknown command" not in str(error).lower():
                 raise
         else:
-            return wait_for_disk(self._limits)
+            hello = await self.execute("HELLO")
+            about = dict(zip(hello[::2], hello[1::2], strict=True))
+            if waits_truly(about[b"server"].decode(), about[b"version"].decode()):
+                return wait_for_disk(self._limits)
         wait = check_synced_always()
         wait.check(await self.execute(*wait.command))
         return wait

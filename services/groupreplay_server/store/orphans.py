@@ -26,6 +26,10 @@ class PayloadName:
         return TableKeys(self.run, self.table).payload(f"{self.group_id}/{self.payload_ref}")
 
 
+NO_SEED = "0" * 32
+"""Nothing is drawn here."""
+
+
 class OrphanStore:
     """The store's side of sweeping."""
 
@@ -75,7 +79,7 @@ class OrphanStore:
                     self._redis,
                     "claim_orphans",
                     keys.all(),
-                    {"now_ms": now_ms(), "topic": keys.topic, "begun_until_ms": begun_until_ms},
+                    {"now_ms": now_ms(), "topic": keys.topic, "seed": NO_SEED, "begun_until_ms": begun_until_ms},
                     [(payload.group_id, payload.payload_ref) for payload in members],
                 )
             orphans |= {payload for payload, unnamed in zip(members, found, strict=True) if unnamed}

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from groupreplay.types import GroupSource
+from groupreplay.errors import GroupReplayError
+from groupreplay.merge import PieceTerms
+from groupreplay.types import GroupSource, Lease, Producer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +17,9 @@ class IncomingGroup:
     policy_version_min: int
     policy_version_max: int
     reward_std: float
+    task: str
+    priority: float
+    """What the table's PrioritySource says, until a caller sets another."""
     header: bytes
     payload: bytes | None
     """None = not stored: the table will never deliver it."""
@@ -31,6 +36,20 @@ class LeasedGroup:
     staleness: int
     times_sampled: int
     redeliveries: int
+    probability: float
+    importance_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReadGroup:
+    """A group that was read without being taken."""
+
+    group_id: str
+    header: bytes
+    payload_ref: str
+    """Empty where no payload is kept."""
+    times_sampled: int
+    staleness: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +70,48 @@ class LeasedBatch:
         return sum(group.source is GroupSource.REPLAY for group in self.groups)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedStep:
+    """What a committed training step was given."""
+
+    step: int
+    batch: LeasedBatch
+    """Its groups have no header and no payload_ref where some of them are no longer there."""
+    holder: str
+    seed: str
+    committed_at_ms: int
+    consumed: tuple[str, ...]
+    missing: int
+    """Groups that are no longer there."""
+
+    @property
+    def undelivered(self) -> list[str]:
+        """Fresh groups that were consumed without being delivered."""
+        delivered = {group.group_id for group in self.batch.groups}
+        return [group_id for group_id in self.consumed if group_id not in delivered]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableVitals:
+    """What decides whether a batch is ready, and who is there."""
+
+    takeable: int
+    """Fresh groups that a batch would take."""
+    effective: int
+    """Of these."""
+    stale: int
+    passed_over: int
+    """For their prompt."""
+    drawable: int
+    """Replay groups among the first of the sampler's order."""
+    leases: tuple[Lease, ...]
+    producers: tuple[Producer, ...]
+    admissions: tuple[tuple[str, int, int], ...]
+    """producer_id, groups, deadline in Unix milliseconds"""
+    waiting: tuple[tuple[int, int], ...]
+    """groups wanted, until when in Unix milliseconds"""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchNotReady:
     """Why no batch could be leased yet."""
@@ -61,3 +122,57 @@ class BatchNotReady:
     """How many of them are there."""
     next_deadline_ms: int
     """When the next lease ends, and its groups may come back; 0 = no lease."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncomingPiece:
+    """A piece of a partial group to be stored; the header stays as the producer serialized it."""
+
+    group_id: str
+    piece_id: str
+    header: bytes
+    payload: bytes
+    merged_bytes: int
+    """What it adds to the payload of the whole group, at most: without the prompt, which all pieces carry."""
+    rollouts: int
+    policy_version_min: int
+    policy_version_max: int
+    producer_id: str
+    terms: PieceTerms
+    group_size: int
+    min_rollouts: int
+    close_after_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PieceReply:
+    """What the store says of a piece."""
+
+    group_id: str
+    piece_id: str
+    what: str
+    """KEPT, FULL, DUPLICATE, DUE, KNOWN (push_rollouts.lua), or REFUSED."""
+    rollouts: int
+    group_size: int
+    error: GroupReplayError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPiece:
+    """A piece of a claimed group, without its payload."""
+
+    header: bytes
+    payload_ref: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What became of the wish to put a partial group together."""
+
+    what: str
+    """GONE, OPEN, DROPPED or CLAIMED (claim_partial.lua)."""
+    pieces: tuple[StoredPiece, ...] = ()
+    """In order of arrival; with CLAIMED."""
+    rollouts: int = 0
+    min_rollouts: int = 0
+    group_size: int = 0

@@ -1,8 +1,8 @@
 """Tables, groups, leases and policy clocks in Redis: each operation is one atomic script."""
 
-import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
+from secrets import token_hex
 from typing import Any, cast
 
 from groupreplay.errors import (
@@ -15,33 +15,58 @@ from groupreplay.errors import (
     error_from_reason,
 )
 from groupreplay.groups import now_ms
-from groupreplay.types import (
-    Durability,
-    Fill,
-    GroupSource,
-    GroupState,
-    InsertOutcome,
-    InsertResult,
-    Policy,
-    Refill,
-    Table,
-    TableConfig,
-)
+from groupreplay.table_config import Durability, TableConfig
+from groupreplay.types import GroupFeedback, GroupSource, GroupState, InsertOutcome, InsertResult, Table
 from groupreplay_server.store.backend import Backend
 from groupreplay_server.store.connection import text, translated_errors
+from groupreplay_server.store.fields import (
+    changed_fields,
+    config_from_fields,
+    config_to_fields,
+    feedback_records,
+    pairs,
+    table_from_reply,
+    vitals_from_reply,
+)
+from groupreplay_server.store.keeping_store import KeepingStore, KeptGroup
 from groupreplay_server.store.keys import RUNS, RunKeys, TableKeys
-from groupreplay_server.store.records import BatchNotReady, IncomingGroup, LeasedBatch, LeasedGroup
+from groupreplay_server.store.piece_store import PieceStore
+from groupreplay_server.store.policy_store import PolicyStore
+from groupreplay_server.store.records import (
+    BatchNotReady,
+    IncomingGroup,
+    LeasedBatch,
+    LeasedGroup,
+    LoggedStep,
+    ReadGroup,
+    TableVitals,
+)
 from groupreplay_server.store.scripts import call_script
 
 _GARBAGE_PAGE = 256
 
 
+def random_seed() -> str:
+    """Return 32 hexadecimal digits that nobody can foresee."""
+    return token_hex(16)
+
+
 class RedisStore:
     """All that is kept, by use case. Redis errors come out as GroupReplayError."""
 
-    def __init__(self, redis: Backend) -> None:
-        """Use this Redis, which the caller opens and closes."""
+    def __init__(
+        self, redis: Backend, clock: Callable[[], int] = now_ms, new_seed: Callable[[], str] = random_seed
+    ) -> None:
+        """Use this Redis, which the caller opens and closes.
+
+        clock returns Unix milliseconds; new_seed returns the 32 hexadecimal digits that a call draws with.
+        """
         self._redis = redis
+        self._now_ms = clock
+        self._new_seed = new_seed
+        self.policies = PolicyStore(redis, clock)
+        self.keeping = KeepingStore(redis, self._shared)
+        self.pieces = PieceStore(redis, clock, new_seed)
 
     async def ping(self) -> None:
         """Raise StoreUnavailableError unless Redis answers."""
@@ -57,9 +82,9 @@ class RedisStore:
             await self._redis.sadd(RUNS, run)  # in a slot of its own
             await self._redis.sadd(RunKeys(run).tables, table)
             created, found = await call_script(
-                self._redis, "create_table", keys.all(), _shared(keys), _config_to_fields(config)
+                self._redis, "create_table", keys.all(), self._shared(keys), config_to_fields(config).items()
             )
-        existing = _config_from_fields(_pairs(found))
+        existing = config_from_fields(pairs(found))
         if existing != config:
             differing = ", ".join(
                 f"{field.name} is {getattr(existing, field.name)!s}, not {getattr(config, field.name)!s}"
@@ -75,24 +100,20 @@ class RedisStore:
         """Return the table's state at one moment."""
         keys = TableKeys(run, table)
         with translated_errors():
-            reply = await call_script(self._redis, "describe_table", keys.all(), _shared(keys))
-        config, version, fresh, replay, leased, leases, state_pairs, counters, missing = reply
-        state = {name: int(value) for name, value in _pairs(state_pairs).items()}
-        return Table(
-            run=run,
-            table=table,
-            config=_config_from_fields(_pairs(config)),
-            fresh=fresh,
-            fresh_effective=state.get("fresh_effective", 0),
-            replay=replay,
-            leased=leased,
-            leases=leases,
-            payload_bytes=state.get("payload_bytes", 0),
-            policy_version=version,
-            last_insert_ms=state.get("last_insert_ms", 0),
-            missing=missing,
-            counters={name: int(value) for name, value in sorted(_pairs(counters).items())},
-        )
+            reply = await call_script(self._redis, "describe_table", keys.all(), self._shared(keys))
+        return table_from_reply(run, table, reply)
+
+    async def update_table(self, run: str, table: str, config: TableConfig) -> None:
+        """Change the limits of a table; what must not change is the caller's to check."""
+        keys = TableKeys(run, table)
+        with translated_errors():
+            await call_script(self._redis, "update_table", keys.all(), self._shared(keys), changed_fields(config))
+
+    async def reset_table(self, run: str, table: str) -> int:
+        """Remove every group of a table; return how many."""
+        keys = TableKeys(run, table)
+        with translated_errors():
+            return int(await call_script(self._redis, "reset_table", keys.all(), self._shared(keys)))
 
     async def list_tables(self, run: str = "") -> list[tuple[str, str]]:
         """Return (run, table) of every table, or of one run's."""
@@ -117,7 +138,7 @@ class RedisStore:
             DurabilityNotReachedError: they may be stored; the same call finds duplicates, and waits for them.
         """
         keys = TableKeys(run, table)
-        refs = [secrets.token_hex(8) if group.payload is not None else "" for group in groups]
+        refs = [token_hex(8) if group.payload is not None else "" for group in groups]
         payload_keys = [keys.payload(f"{group.group_id}/{ref}") for group, ref in zip(groups, refs, strict=True)]
         try:
             with translated_errors():
@@ -126,7 +147,7 @@ class RedisStore:
                     self._redis,
                     "insert_groups",
                     keys.all(),
-                    _shared(keys),
+                    self._shared(keys),
                     records,
                     payloads={
                         key: group.payload
@@ -136,15 +157,16 @@ class RedisStore:
                     durability=durability,
                 )
         except GroupReplayError as error:
-            if not isinstance(error, StoreUnavailableError | DurabilityNotReachedError):  # then the index may name them
+            if isinstance(error, DurabilityNotReachedError):  # its script has run, and found duplicates perhaps
+                named = await self.read_groups(run, table, [group.group_id for group in groups])
+                used = {keys.payload(f"{group.group_id}/{group.payload_ref}") for group in named}
+                await self._unlink(set(payload_keys) - used)
+            elif not isinstance(error, StoreUnavailableError):  # then the index may name them
                 await self._unlink(key for key, ref in zip(payload_keys, refs, strict=True) if ref)
             raise
         results = [_insert_result(group, reply.decode()) for group, reply in zip(groups, replies, strict=True)]
-        await self._unlink(
-            key
-            for key, ref, result in zip(payload_keys, refs, results, strict=True)
-            if ref and result.outcome is not InsertOutcome.INSERTED
-        )
+        if any(ref and result.outcome is not InsertOutcome.INSERTED for ref, result in zip(refs, results, strict=True)):
+            await self.collect_garbage(run, table)
         return results
 
     async def locate_groups(self, run: str, table: str, group_ids: Sequence[str]) -> list[GroupState]:
@@ -152,27 +174,57 @@ class RedisStore:
         keys = TableKeys(run, table)
         with translated_errors():
             states = await call_script(
-                self._redis, "locate_groups", keys.all(), _shared(keys), [(group_id,) for group_id in group_ids]
+                self._redis, "locate_groups", keys.all(), self._shared(keys), [(group_id,) for group_id in group_ids]
             )
         return [GroupState(state.decode()) for state in states]
 
-    async def read_payloads(self, run: str, table: str, groups: Sequence[LeasedGroup]) -> list[bytes]:
-        """Return the payloads of leased groups.
+    async def delete_groups(self, run: str, table: str, group_ids: Sequence[str]) -> int:
+        """Remove groups that are fresh or in replay; return how many were."""
+        keys = TableKeys(run, table)
+        records = [(group_id,) for group_id in group_ids]
+        with translated_errors():
+            return sum(await call_script(self._redis, "delete_groups", keys.all(), self._shared(keys), records))
+
+    async def read_groups(self, run: str, table: str, group_ids: Sequence[str]) -> list[ReadGroup]:
+        """Return the groups that the table holds, without taking them."""
+        keys = TableKeys(run, table)
+        records = [(group_id,) for group_id in group_ids]
+        with translated_errors():
+            replies = await call_script(self._redis, "read_groups", keys.all(), self._shared(keys), records)
+        return [
+            ReadGroup(group_id, reply[1], reply[2].decode(), reply[3], reply[4])
+            for group_id, reply in zip(group_ids, replies, strict=True)
+            if len(reply) > 1
+        ]
+
+    async def update_priorities(self, run: str, table: str, feedback: Sequence[GroupFeedback]) -> list[str]:
+        """Take note of what callers found out about groups; return the ids that the table does not hold."""
+        keys = TableKeys(run, table)
+        records = feedback_records(feedback)
+        with translated_errors():
+            found = await call_script(self._redis, "update_priorities", keys.all(), self._shared(keys), records)
+        return [item.group_id for item, known in zip(feedback, found, strict=True) if not known]
+
+    async def read_payloads(
+        self, run: str, table: str, groups: Sequence[LeasedGroup | ReadGroup | KeptGroup]
+    ) -> list[bytes]:
+        """Return the payloads of groups, empty where none is kept.
 
         Raises:
             PayloadLostError: the store has no payload that the index names.
         """
         keys = TableKeys(run, table)
-        names = [keys.payload(f"{group.group_id}/{group.payload_ref}") for group in groups]
+        kept = {g.group_id: keys.payload(f"{g.group_id}/{g.payload_ref}") for g in groups if g.payload_ref}
         with translated_errors():
-            payloads = await self._redis.read_payloads(names)
-        lost = [group.group_id for group, payload in zip(groups, payloads, strict=True) if payload is None]
+            payloads = await self._redis.read_payloads(list(kept.values())) if kept else []
+        found = dict(zip(kept, payloads, strict=True))
+        lost = [group_id for group_id, payload in found.items() if payload is None]
         if lost:
             raise PayloadLostError(
                 f"table {keys.topic}: the payload of {len(lost)} groups is gone from Redis, the first is {lost[0]}; "
                 "Redis must run with maxmemory-policy noeviction, and nobody else may delete its keys"
             )
-        return cast(list[bytes], payloads)
+        return [cast(bytes, found.get(group.group_id, b"")) for group in groups]
 
     # Batches and leases
 
@@ -190,35 +242,34 @@ class RedisStore:
     ) -> LeasedBatch | BatchNotReady:
         """Lease the next batch, or say what is missing and let admission know that this call waits for wait_ms."""
         keys = TableKeys(run, table)
-        now = now_ms()
+        shared = self._shared(keys)
+        values = {
+            **shared,
+            "lease_id": lease_id,
+            "batch_size": batch_size,
+            "deadline_ms": shared["now_ms"] + lease_ms,
+            "holder": holder,
+            "wait_until_ms": shared["now_ms"] + wait_ms,
+            "call_id": call_id,
+        }
         with translated_errors():
-            reply = await call_script(
-                self._redis,
-                "take_batch",
-                keys.all(),
-                {
-                    "now_ms": now,
-                    "topic": keys.topic,
-                    "lease_id": lease_id,
-                    "batch_size": batch_size,
-                    "deadline_ms": now + lease_ms,
-                    "holder": holder,
-                    "wait_until_ms": now + wait_ms,
-                    "call_id": call_id,
-                },
-            )
-        if reply[0] == 0:
-            return BatchNotReady(*reply[1:])
-        deadline_ms, policy_version, slots, fresh, fresh_effective, groups = reply[1:]
-        return LeasedBatch(
-            lease_id=lease_id,
-            deadline_ms=deadline_ms,
-            policy_version=policy_version,
-            batch_size=slots,
-            fresh=fresh,
-            fresh_effective=fresh_effective,
-            groups=tuple(_leased_group(group) for group in groups),
-        )
+            return _batch(lease_id, await call_script(self._redis, "take_batch", keys.all(), values))
+
+    async def draw_sample(
+        self, run: str, table: str, *, lease_id: str, batch_size: int, lease_ms: int, holder: str
+    ) -> LeasedBatch | BatchNotReady:
+        """Lease a draw of replay groups, or say how many are there."""
+        keys = TableKeys(run, table)
+        shared = self._shared(keys)
+        values = {
+            **shared,
+            "lease_id": lease_id,
+            "batch_size": batch_size,
+            "deadline_ms": shared["now_ms"] + lease_ms,
+            "holder": holder,
+        }
+        with translated_errors():
+            return _batch(lease_id, await call_script(self._redis, "draw_sample", keys.all(), values))
 
     async def stop_waiting(self, run: str, table: str, call_id: str) -> None:
         """Forget that a NextBatch call waits."""
@@ -226,7 +277,14 @@ class RedisStore:
             await self._redis.hdel(TableKeys(run, table).key("waiting"), call_id)
 
     async def commit_lease(
-        self, run: str, table: str, *, lease_id: str, step: int, durability: Durability = Durability.MEMORY
+        self,
+        run: str,
+        table: str,
+        *,
+        lease_id: str,
+        step: int,
+        feedback: Iterable[GroupFeedback] = (),
+        durability: Durability = Durability.MEMORY,
     ) -> bool:
         """End a lease after training; return True if this very commit was made before.
 
@@ -239,7 +297,8 @@ class RedisStore:
                 self._redis,
                 "commit_lease",
                 keys.all(),
-                {**_shared(keys), "lease_id": lease_id, "step": step},
+                {**self._shared(keys), "lease_id": lease_id, "step": step},
+                feedback_records(feedback),
                 durability=durability,
             )
         return bool(repeated)
@@ -249,13 +308,15 @@ class RedisStore:
         keys = TableKeys(run, table)
         with translated_errors():
             return int(
-                await call_script(self._redis, "release_lease", keys.all(), {**_shared(keys), "lease_id": lease_id})
+                await call_script(
+                    self._redis, "release_lease", keys.all(), {**self._shared(keys), "lease_id": lease_id}
+                )
             )
 
     async def extend_lease(self, run: str, table: str, *, lease_id: str, lease_ms: int) -> int:
         """Move the deadline of a live lease; return it."""
         keys = TableKeys(run, table)
-        values = {**_shared(keys), "lease_id": lease_id, "deadline_ms": now_ms() + lease_ms}
+        values = {**self._shared(keys), "lease_id": lease_id, "deadline_ms": self._now_ms() + lease_ms}
         with translated_errors():
             return int(await call_script(self._redis, "extend_lease", keys.all(), values))
 
@@ -265,95 +326,70 @@ class RedisStore:
         """Grant a producer groups; return how many, and when a lease or another grant ends (0 = none)."""
         keys = TableKeys(run, table)
         values = {
-            **_shared(keys),
+            **self._shared(keys),
             "producer_id": producer_id,
             "max_groups": max_groups,
-            "until_ms": now_ms() + admission_ms,
+            "until_ms": self._now_ms() + admission_ms,
         }
         with translated_errors():
             granted, next_end_ms = await call_script(self._redis, "request_admission", keys.all(), values)
         return granted, next_end_ms
 
-    # Policy clocks
+    # What a table can tell
 
-    async def advance_policy(self, policy: Policy) -> Policy:
-        """Move a run's policy clock forward; return where it stands."""
+    async def read_lineage(self, run: str, table: str, step: int) -> LoggedStep:
+        """Return what a committed training step was given."""
+        keys = TableKeys(run, table)
+        with translated_errors():
+            reply = await call_script(self._redis, "read_lineage", keys.all(), {**self._shared(keys), "step": step})
+        batch, lease_id, holder, seed, committed_ms, consumed, missing = reply
+        return LoggedStep(
+            step=step,
+            batch=cast(LeasedBatch, _batch(lease_id.decode(), batch)),
+            holder=holder.decode(),
+            seed=seed.decode(),
+            committed_at_ms=committed_ms,
+            consumed=tuple(group_id.decode() for group_id in consumed),
+            missing=missing,
+        )
+
+    async def note_beat(self, run: str, table: str, *, producer_id: str, interval_s: float, status: str) -> None:
+        """Take note that a producer is there."""
+        keys = TableKeys(run, table)
+        values = {**self._shared(keys), "producer_id": producer_id, "interval_s": interval_s, "status": status}
+        with translated_errors():
+            await call_script(self._redis, "note_beat", keys.all(), values)
+
+    async def read_vitals(self, run: str, table: str, batch_size: int) -> TableVitals:
+        """Return what decides whether a batch is ready, and who is there."""
+        keys = TableKeys(run, table)
         with translated_errors():
             reply = await call_script(
-                self._redis,
-                "advance_policy",
-                [RunKeys(policy.run).policy],
-                {
-                    "now_ms": now_ms(),
-                    "run": policy.run,
-                    "version": policy.version,
-                    "weights_uri": policy.weights_uri,
-                    "weights_sha256": policy.weights_sha256,
-                },
+                self._redis, "diagnose_table", keys.all(), {**self._shared(keys), "batch_size": batch_size}
             )
-        return _policy_from_fields(policy.run, _pairs(reply))
-
-    async def get_policy(self, run: str) -> Policy:
-        """Return where a run's policy clock stands."""
-        with translated_errors():
-            found = await self._redis.hgetall(RunKeys(run).policy)
-        if not found:
-            raise UnknownRunError(f"there is no run {run}; creating its first table makes it")
-        return _policy_from_fields(run, {text(name): text(value) for name, value in found.items()})
+        return vitals_from_reply(reply)
 
     # Payloads that no group needs
 
     async def collect_garbage(self, run: str, table: str) -> int:
-        """Remove the payloads of groups that left; return how many."""
+        """Remove the payloads of groups that left, unless a snapshot is being read; return how many."""
         keys = TableKeys(run, table)
         removed = 0
         with translated_errors():
-            while members := await self._redis.zrange(keys.key("garbage"), 0, _GARBAGE_PAGE - 1):
+            while members := await call_script(
+                self._redis, "list_garbage", keys.all(), {**self._shared(keys), "at_most": _GARBAGE_PAGE}
+            ):
                 await self._redis.remove_payloads(keys.payload(text(member)) for member in members)
                 await self._redis.zrem(keys.key("garbage"), *members)
                 removed += len(members)
         return removed
 
+    def _shared(self, keys: TableKeys) -> dict[str, Any]:
+        return {"now_ms": self._now_ms(), "topic": keys.topic, "seed": self._new_seed()}
+
     async def _unlink(self, payload_keys: Iterable[str]) -> None:
         with translated_errors():
             await self._redis.remove_payloads(payload_keys)
-
-
-def _shared(keys: TableKeys) -> dict[str, str | int]:
-    return {"now_ms": now_ms(), "topic": keys.topic}
-
-
-def _pairs(flat: Sequence[bytes]) -> dict[str, str]:
-    texts = [value.decode() for value in flat]
-    return dict(zip(texts[::2], texts[1::2], strict=True))
-
-
-def _config_to_fields(config: TableConfig) -> list[tuple[str, str]]:
-    values = ((field.name, getattr(config, field.name)) for field in fields(TableConfig))
-    return [
-        (name, str(int(value) if isinstance(value, bool) else value)) for name, value in values if value is not None
-    ]
-
-
-def _config_from_fields(found: dict[str, str]) -> TableConfig:
-    readers: dict[str, Any] = {
-        "fill": Fill,
-        "refill": Refill,
-        "min_reward_std": float,
-        "allow_repeated_prompts": lambda text: text == "1",
-        "keep_ineffective_payload": lambda text: text == "1",
-    }
-    return TableConfig(**{name: readers.get(name, int)(text) for name, text in found.items()})
-
-
-def _policy_from_fields(run: str, found: dict[str, str]) -> Policy:
-    return Policy(
-        run=run,
-        version=int(found["version"]),
-        weights_uri=found.get("weights_uri", ""),
-        weights_sha256=found.get("weights_sha256", ""),
-        published_at_ms=int(found.get("published_at_ms", 0)),
-    )
 
 
 def _insert_record(group: IncomingGroup, payload_ref: str) -> tuple[str | bytes | int | float, ...]:
@@ -367,6 +403,8 @@ def _insert_record(group: IncomingGroup, payload_ref: str) -> tuple[str | bytes 
         payload_ref,
         group.prompt_id,
         group.producer_id,
+        group.task,
+        group.priority,
     )
 
 
@@ -379,8 +417,23 @@ def _insert_result(group: IncomingGroup, reply: str) -> InsertResult:
     )
 
 
+def _batch(lease_id: str, reply: Sequence[Any]) -> LeasedBatch | BatchNotReady:
+    if reply[0] == 0:
+        return BatchNotReady(*reply[1:])
+    deadline_ms, policy_version, slots, fresh, fresh_effective, groups = reply[1:]
+    return LeasedBatch(
+        lease_id=lease_id,
+        deadline_ms=deadline_ms,
+        policy_version=policy_version,
+        batch_size=slots,
+        fresh=fresh,
+        fresh_effective=fresh_effective,
+        groups=tuple(_leased_group(group) for group in groups),
+    )
+
+
 def _leased_group(reply: Sequence[Any]) -> LeasedGroup:
-    header, group_id, payload_ref, is_replay, staleness, times_sampled, redeliveries = reply
+    header, group_id, payload_ref, is_replay, staleness, times_sampled, redeliveries, probability, importance = reply
     return LeasedGroup(
         group_id=group_id.decode(),
         header=header,
@@ -389,4 +442,6 @@ def _leased_group(reply: Sequence[Any]) -> LeasedGroup:
         staleness=staleness,
         times_sampled=times_sampled,
         redeliveries=redeliveries,
+        probability=float(probability),
+        importance_weight=float(importance),
     )

@@ -1,6 +1,6 @@
 """Loads the Lua scripts, one per atomic operation, and calls them by the names of their parameters.
 
-A script's header is its signature: lines `local name = ARGV[n]`, and at most one `-- repeated: a, b` for a tail of
+A script's header is its signature: lines `local name = ARGV[n]`, and lines `-- repeated: a, b` for a tail of
 records. Calling it with a missing or unknown name is a TypeError.
 """
 
@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from groupreplay.types import Durability
+from groupreplay.table_config import Durability
 from groupreplay_server.store.durability import Command
 
 if TYPE_CHECKING:
@@ -22,9 +22,11 @@ Value = str | bytes | int | float
 
 _PARAMETER = re.compile(r"^local (\w+) = (?:tonumber\()?ARGV\[(\d+)\]", re.MULTILINE)
 _REPEATED = re.compile(r"^-- repeated: (.+)$", re.MULTILINE)
-_SHARED = ("now_ms", "topic")
-_RUN_SCRIPTS = frozenset({"advance_policy"})
-"""Scripts over a run rather than a table: they stand alone, without the prelude."""
+_SHARED = ("now_ms", "topic", "seed")
+_SHARED_FILES = ("prelude", "replay", "partials", "leases", "restores")
+"""What stands before every script over a table, in this order."""
+RUN_SCRIPTS = frozenset({"advance_policy", "rewind_policy", "set_quota"})
+"""Scripts over a run rather than a table: they stand alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,30 +65,30 @@ class Script:
 
 @cache
 def load_script(name: str) -> Script:
-    """Return the script lua/<name>.lua, with the prelude before it."""
+    """Return the script lua/<name>.lua, with what it shares before it."""
     folder = files("groupreplay_server.store").joinpath("lua")
     own = folder.joinpath(f"{name}.lua").read_text()
     found = sorted((int(position), parameter) for parameter, position in _PARAMETER.findall(own))
-    if name in _RUN_SCRIPTS:
+    if name in RUN_SCRIPTS:
         source = own
         parameters = tuple(parameter for _, parameter in found)
     else:
-        source = folder.joinpath("prelude.lua").read_text() + own
+        source = "".join(folder.joinpath(f"{file}.lua").read_text() for file in _SHARED_FILES) + own
         parameters = _SHARED + tuple(parameter for _, parameter in found)
-    repeated = _REPEATED.search(own)
+    repeated = ",".join(_REPEATED.findall(own))
     return Script(
         name=name,
         source=source,
         sha=hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(),
         parameters=parameters,
-        repeated=tuple(part.strip() for part in repeated[1].split(",")) if repeated else (),
+        repeated=tuple(part.strip() for part in repeated.split(",") if part.strip()),
     )
 
 
 def script_names() -> list[str]:
     """Return the names of all scripts."""
     folder = files("groupreplay_server.store").joinpath("lua")
-    return sorted(entry.name.removesuffix(".lua") for entry in folder.iterdir() if entry.name != "prelude.lua")
+    return sorted({entry.name.removesuffix(".lua") for entry in folder.iterdir()} - set(_SHARED_FILES))
 
 
 async def call_script(

@@ -65,6 +65,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A fault of the service. Its log has the details."""
     DURABILITY_NOT_REACHED: _ErrorReason.ValueType  # 21
     """The change is made, but not yet as durable as was asked. Retryable: the same call waits for that again."""
+    QUOTA_EXCEEDED: _ErrorReason.ValueType  # 22
+    """The run's tables hold as much as its quota allows. Retryable."""
+    RATE_LIMITED: _ErrorReason.ValueType  # 23
+    """The table's rate limit holds inserts back until more was sampled. Retryable."""
+    UNKNOWN_STEP: _ErrorReason.ValueType  # 24
+    """The table's lineage has no such training step (any more)."""
+    GROUP_CLOSED: _ErrorReason.ValueType  # 25
+    """The partial group closed without this piece: it was complete, or its time was over."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. Sent by name in the trailing metadata key
@@ -115,4 +123,12 @@ INTERNAL: ErrorReason.ValueType  # 20
 """A fault of the service. Its log has the details."""
 DURABILITY_NOT_REACHED: ErrorReason.ValueType  # 21
 """The change is made, but not yet as durable as was asked. Retryable: the same call waits for that again."""
+QUOTA_EXCEEDED: ErrorReason.ValueType  # 22
+"""The run's tables hold as much as its quota allows. Retryable."""
+RATE_LIMITED: ErrorReason.ValueType  # 23
+"""The table's rate limit holds inserts back until more was sampled. Retryable."""
+UNKNOWN_STEP: ErrorReason.ValueType  # 24
+"""The table's lineage has no such training step (any more)."""
+GROUP_CLOSED: ErrorReason.ValueType  # 25
+"""The partial group closed without this piece: it was complete, or its time was over."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1agroupreplay/v1/group.proto\x12\x0egroupreplay.v1\"L\n\x0cRolloutGroup\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x1b.groupreplay.v1.GroupHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"\xbe\x03\n\x0bGroupHeader\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x11\n\tprompt_id\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x13\n\x0bproducer_id\x18\x04 \x01(\t\x12\x1a\n\x12policy_version_min\x18\x05 \x01(\x03\x12\x1a\n\x12policy_version_max\x18\x06 \x01(\x03\x12\x0f\n\x07rewards\x18\x07 \x03(\x02\x12\x18\n\x10response_lengths\x18\x08 \x03(\r\x12\x34\n\x0e\x66inish_reasons\x18\t \x03(\x0e\x32\x1c.groupreplay.v1.FinishReason\x12\x15\n\rprompt_length\x18\n \x01(\r\x12\'\n\x07\x63olumns\x18\x0b \x03(\x0b\x32\x16.groupreplay.v1.Column\x12\x15\n\rpayload_bytes\x18\x0c \x01(\x04\x12\x15\n\rcreated_at_ms\x18\r \x01(\x03\x12\x33\n\x04tags\x18\x0e \x03(\x0b\x32%.groupreplay.v1.GroupHeader.TagsEntry\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"K\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05\x64type\x18\x02 \x01(\x0e\x32\x15.groupreplay.v1.DType\x12\r\n\x05shape\x18\x03 \x03(\x04\"\x8a\x01\n\tGroupPart\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x1b.groupreplay.v1.GroupHeader\x12*\n\x08\x64\x65livery\x18\x02 \x01(\x0b\x32\x18.groupreplay.v1.Delivery\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x13\n\x0bheader_only\x18\x04 \x01(\x08\"\x8c\x01\n\x08\x44\x65livery\x12+\n\x06source\x18\x01 \x01(\x0e\x32\x1b.groupreplay.v1.GroupSource\x12\x11\n\tstaleness\x18\x02 \x01(\x03\x12\x15\n\rtimes_sampled\x18\x03 \x01(\r\x12\x13\n\x0bprobability\x18\x04 \x01(\x01\x12\x14\n\x0credeliveries\x18\x05 \x01(\r*f\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\t\n\x05UINT8\x10\x01\x12\t\n\x05INT32\x10\x02\x12\t\n\x05INT64\x10\x03\x12\x0b\n\x07\x46LOAT16\x10\x04\x12\x0b\n\x07\x46LOAT32\x10\x05\x12\x0b\n\x07\x46LOAT64\x10\x06*N\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x08\n\x04STOP\x10\x01\x12\n\n\x06LENGTH\x10\x02\x12\t\n\x05\x41\x42ORT\x10\x03*B\n\x0bGroupSource\x12\x1c\n\x18GROUP_SOURCE_UNSPECIFIED\x10\x00\x12\t\n\x05\x46RESH\x10\x01\x12\n\n\x06REPLAY\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1agroupreplay/v1/group.proto\x12\x0egroupreplay.v1\"L\n\x0cRolloutGroup\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x1b.groupreplay.v1.GroupHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"\xe2\x03\n\x0bGroupHeader\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x11\n\tprompt_id\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x13\n\x0bproducer_id\x18\x04 \x01(\t\x12\x1a\n\x12policy_version_min\x18\x05 \x01(\x03\x12\x1a\n\x12policy_version_max\x18\x06 \x01(\x03\x12\x0f\n\x07rewards\x18\x07 \x03(\x02\x12\x18\n\x10response_lengths\x18\x08 \x03(\r\x12\x34\n\x0e\x66inish_reasons\x18\t \x03(\x0e\x32\x1c.groupreplay.v1.FinishReason\x12\x15\n\rprompt_length\x18\n \x01(\r\x12\'\n\x07\x63olumns\x18\x0b \x03(\x0b\x32\x16.groupreplay.v1.Column\x12\x15\n\rpayload_bytes\x18\x0c \x01(\x04\x12\x15\n\rcreated_at_ms\x18\r \x01(\x03\x12\x33\n\x04tags\x18\x0e \x03(\x0b\x32%.groupreplay.v1.GroupHeader.TagsEntry\x12\x15\n\x08priority\x18\x0f \x01(\x01H\x00\x88\x01\x01\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\t_priority\"K\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05\x64type\x18\x02 \x01(\x0e\x32\x15.groupreplay.v1.DType\x12\r\n\x05shape\x18\x03 \x03(\x04\"\x8a\x01\n\tGroupPart\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x1b.groupreplay.v1.GroupHeader\x12*\n\x08\x64\x65livery\x18\x02 \x01(\x0b\x32\x18.groupreplay.v1.Delivery\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x13\n\x0bheader_only\x18\x04 \x01(\x08\"\xa7\x01\n\x08\x44\x65livery\x12+\n\x06source\x18\x01 \x01(\x0e\x32\x1b.groupreplay.v1.GroupSource\x12\x11\n\tstaleness\x18\x02 \x01(\x03\x12\x15\n\rtimes_sampled\x18\x03 \x01(\r\x12\x13\n\x0bprobability\x18\x04 \x01(\x01\x12\x14\n\x0credeliveries\x18\x05 \x01(\r\x12\x19\n\x11importance_weight\x18\x06 \x01(\x01*f\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\t\n\x05UINT8\x10\x01\x12\t\n\x05INT32\x10\x02\x12\t\n\x05INT64\x10\x03\x12\x0b\n\x07\x46LOAT16\x10\x04\x12\x0b\n\x07\x46LOAT32\x10\x05\x12\x0b\n\x07\x46LOAT64\x10\x06*N\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x08\n\x04STOP\x10\x01\x12\n\n\x06LENGTH\x10\x02\x12\t\n\x05\x41\x42ORT\x10\x03*B\n\x0bGroupSource\x12\x1c\n\x18GROUP_SOURCE_UNSPECIFIED\x10\x00\x12\t\n\x05\x46RESH\x10\x01\x12\n\n\x06REPLAY\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,22 +33,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GROUPHEADER_TAGSENTRY']._loaded_options = None
   _globals['_GROUPHEADER_TAGSENTRY']._serialized_options = b'8\001'
-  _globals['_DTYPE']._serialized_start=934
-  _globals['_DTYPE']._serialized_end=1036
-  _globals['_FINISHREASON']._serialized_start=1038
-  _globals['_FINISHREASON']._serialized_end=1116
-  _globals['_GROUPSOURCE']._serialized_start=1118
-  _globals['_GROUPSOURCE']._serialized_end=1184
+  _globals['_DTYPE']._serialized_start=997
+  _globals['_DTYPE']._serialized_end=1099
+  _globals['_FINISHREASON']._serialized_start=1101
+  _globals['_FINISHREASON']._serialized_end=1179
+  _globals['_GROUPSOURCE']._serialized_start=1181
+  _globals['_GROUPSOURCE']._serialized_end=1247
   _globals['_ROLLOUTGROUP']._serialized_start=46
   _globals['_ROLLOUTGROUP']._serialized_end=122
   _globals['_GROUPHEADER']._serialized_start=125
-  _globals['_GROUPHEADER']._serialized_end=571
-  _globals['_GROUPHEADER_TAGSENTRY']._serialized_start=528
-  _globals['_GROUPHEADER_TAGSENTRY']._serialized_end=571
-  _globals['_COLUMN']._serialized_start=573
-  _globals['_COLUMN']._serialized_end=648
-  _globals['_GROUPPART']._serialized_start=651
-  _globals['_GROUPPART']._serialized_end=789
-  _globals['_DELIVERY']._serialized_start=792
-  _globals['_DELIVERY']._serialized_end=932
+  _globals['_GROUPHEADER']._serialized_end=607
+  _globals['_GROUPHEADER_TAGSENTRY']._serialized_start=551
+  _globals['_GROUPHEADER_TAGSENTRY']._serialized_end=594
+  _globals['_COLUMN']._serialized_start=609
+  _globals['_COLUMN']._serialized_end=684
+  _globals['_GROUPPART']._serialized_start=687
+  _globals['_GROUPPART']._serialized_end=825
+  _globals['_DELIVERY']._serialized_start=828
+  _globals['_DELIVERY']._serialized_end=995
 # @@protoc_insertion_point(module_scope)

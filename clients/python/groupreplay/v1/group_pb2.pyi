@@ -160,6 +160,7 @@ class GroupHeader(_message.Message):
     PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
     CREATED_AT_MS_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     """Chosen by the producer, so that a retry is safe. 1 to 128 of [A-Za-z0-9._-]."""
     prompt_id: _builtins.str
@@ -177,6 +178,8 @@ class GroupHeader(_message.Message):
     """Length of the payload, magic and padding included."""
     created_at_ms: _builtins.int
     """When the rollouts were scored, milliseconds since the Unix epoch; 0 = unknown."""
+    priority: _builtins.float
+    """The producer's priority, finite and at least 0; read where the table's priority is PRIORITY_CALLER [1]."""
     @_builtins.property
     def rewards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Scalar reward of each of the G rollouts. Finite."""
@@ -216,12 +219,15 @@ class GroupHeader(_message.Message):
         payload_bytes: _builtins.int = ...,
         created_at_ms: _builtins.int = ...,
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        priority: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "priority", b"priority"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "created_at_ms", b"created_at_ms", "finish_reasons", b"finish_reasons", "group_id", b"group_id", "payload_bytes", b"payload_bytes", "policy_version_max", b"policy_version_max", "policy_version_min", b"policy_version_min", "producer_id", b"producer_id", "prompt_id", b"prompt_id", "prompt_length", b"prompt_length", "response_lengths", b"response_lengths", "rewards", b"rewards", "tags", b"tags", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "columns", b"columns", "created_at_ms", b"created_at_ms", "finish_reasons", b"finish_reasons", "group_id", b"group_id", "payload_bytes", b"payload_bytes", "policy_version_max", b"policy_version_max", "policy_version_min", b"policy_version_min", "priority", b"priority", "producer_id", b"producer_id", "prompt_id", b"prompt_id", "prompt_length", b"prompt_length", "response_lengths", b"response_lengths", "rewards", b"rewards", "tags", b"tags", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
 
 Global___GroupHeader: _TypeAlias = GroupHeader  # noqa: Y015
 
@@ -298,15 +304,20 @@ class Delivery(_message.Message):
     TIMES_SAMPLED_FIELD_NUMBER: _builtins.int
     PROBABILITY_FIELD_NUMBER: _builtins.int
     REDELIVERIES_FIELD_NUMBER: _builtins.int
+    IMPORTANCE_WEIGHT_FIELD_NUMBER: _builtins.int
     source: Global___GroupSource.ValueType
     staleness: _builtins.int
     """Current policy version minus header.policy_version_min, at the draw."""
     times_sampled: _builtins.int
     """Deliveries of this group, this one included."""
     probability: _builtins.float
-    """Probability of the draw, in (0, 1]; 1 where the rule was deterministic."""
+    """Weight over the sum of the weights of all replay groups, at the draw: the probability that a single draw returns
+    this group. In (0, 1]; 1 where the order was deterministic.
+    """
     redeliveries: _builtins.int
     """Times this group was handed out before and came back uncommitted (lease released or expired)."""
+    importance_weight: _builtins.float
+    """(N * probability)^-importance_beta with N replay groups, over the largest in the batch; in (0, 1]."""
     def __init__(
         self,
         *,
@@ -315,10 +326,11 @@ class Delivery(_message.Message):
         times_sampled: _builtins.int = ...,
         probability: _builtins.float = ...,
         redeliveries: _builtins.int = ...,
+        importance_weight: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["probability", b"probability", "redeliveries", b"redeliveries", "source", b"source", "staleness", b"staleness", "times_sampled", b"times_sampled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["importance_weight", b"importance_weight", "probability", b"probability", "redeliveries", b"redeliveries", "source", b"source", "staleness", b"staleness", "times_sampled", b"times_sampled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,6 +27,8 @@ class Policy(_message.Message):
     WEIGHTS_URI_FIELD_NUMBER: _builtins.int
     WEIGHTS_SHA256_FIELD_NUMBER: _builtins.int
     PUBLISHED_AT_MS_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    REWINDS_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     version: _builtins.int
     """In [0, 2^20)."""
@@ -36,6 +38,10 @@ class Policy(_message.Message):
     """Hex SHA-256 of the weights; may be empty."""
     published_at_ms: _builtins.int
     """Milliseconds since the Unix epoch."""
+    label: _builtins.str
+    """What inference engines call these weights; names one version only. Empty in a request means the version in digits."""
+    rewinds: _builtins.int
+    """How often the clock was moved back: (rewinds, version) only grows."""
     def __init__(
         self,
         *,
@@ -44,10 +50,12 @@ class Policy(_message.Message):
         weights_uri: _builtins.str = ...,
         weights_sha256: _builtins.str = ...,
         published_at_ms: _builtins.int = ...,
+        label: _builtins.str = ...,
+        rewinds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["published_at_ms", b"published_at_ms", "run", b"run", "version", b"version", "weights_sha256", b"weights_sha256", "weights_uri", b"weights_uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "published_at_ms", b"published_at_ms", "rewinds", b"rewinds", "run", b"run", "version", b"version", "weights_sha256", b"weights_sha256", "weights_uri", b"weights_uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -46,6 +46,83 @@ REFUSED: InsertOutcome.ValueType  # 3
 """Nothing changed."""
 Global___InsertOutcome: _TypeAlias = InsertOutcome  # noqa: Y015
 
+class _PushOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PushOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PushOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PUSH_OUTCOME_UNSPECIFIED: _PushOutcome.ValueType  # 0
+    PIECE_PENDING: _PushOutcome.ValueType  # 1
+    """The piece is kept; the group waits for others."""
+    PIECE_CLOSED: _PushOutcome.ValueType  # 2
+    """The group has closed; `insert` says what became of it."""
+    PIECE_DUPLICATE: _PushOutcome.ValueType  # 3
+    """The piece was there before. Nothing changed. `insert` is present where the group is, or was, in the table."""
+    PIECE_REFUSED: _PushOutcome.ValueType  # 4
+    """Nothing changed."""
+
+class PushOutcome(_PushOutcome, metaclass=_PushOutcomeEnumTypeWrapper): ...
+
+PUSH_OUTCOME_UNSPECIFIED: PushOutcome.ValueType  # 0
+PIECE_PENDING: PushOutcome.ValueType  # 1
+"""The piece is kept; the group waits for others."""
+PIECE_CLOSED: PushOutcome.ValueType  # 2
+"""The group has closed; `insert` says what became of it."""
+PIECE_DUPLICATE: PushOutcome.ValueType  # 3
+"""The piece was there before. Nothing changed. `insert` is present where the group is, or was, in the table."""
+PIECE_REFUSED: PushOutcome.ValueType  # 4
+"""Nothing changed."""
+Global___PushOutcome: _TypeAlias = PushOutcome  # noqa: Y015
+
+class _Severity:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SeverityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Severity.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEVERITY_UNSPECIFIED: _Severity.ValueType  # 0
+    INFO: _Severity.ValueType  # 1
+    """As it should be."""
+    WARNING: _Severity.ValueType  # 2
+    """Worth a look."""
+    PROBLEM: _Severity.ValueType  # 3
+    """In the way of the batch."""
+
+class Severity(_Severity, metaclass=_SeverityEnumTypeWrapper): ...
+
+SEVERITY_UNSPECIFIED: Severity.ValueType  # 0
+INFO: Severity.ValueType  # 1
+"""As it should be."""
+WARNING: Severity.ValueType  # 2
+"""Worth a look."""
+PROBLEM: Severity.ValueType  # 3
+"""In the way of the batch."""
+Global___Severity: _TypeAlias = Severity  # noqa: Y015
+
+class _ProducerHealth:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProducerHealthEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProducerHealth.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRODUCER_HEALTH_UNSPECIFIED: _ProducerHealth.ValueType  # 0
+    ALIVE: _ProducerHealth.ValueType  # 1
+    SLOW: _ProducerHealth.ValueType  # 2
+    """It lets itself be heard, but inserts much more slowly than it used to."""
+    DEAD: _ProducerHealth.ValueType  # 3
+    """Nothing was heard of it for three beats."""
+
+class ProducerHealth(_ProducerHealth, metaclass=_ProducerHealthEnumTypeWrapper): ...
+
+PRODUCER_HEALTH_UNSPECIFIED: ProducerHealth.ValueType  # 0
+ALIVE: ProducerHealth.ValueType  # 1
+SLOW: ProducerHealth.ValueType  # 2
+"""It lets itself be heard, but inserts much more slowly than it used to."""
+DEAD: ProducerHealth.ValueType  # 3
+"""Nothing was heard of it for three beats."""
+Global___ProducerHealth: _TypeAlias = ProducerHealth  # noqa: Y015
+
 @_typing.final
 class InsertRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -108,6 +185,9 @@ class InsertResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    durability: _table_pb2.Durability.ValueType
+    """What the inserted and duplicate groups have reached."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___InsertResult]:
         """One for each group, in order. A refused group does not hold up the others."""
@@ -116,10 +196,11 @@ class InsertResponse(_message.Message):
         self,
         *,
         results: _abc.Iterable[Global___InsertResult] | None = ...,
+        durability: _table_pb2.Durability.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -153,6 +234,211 @@ class InsertResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InsertResult: _TypeAlias = InsertResult  # noqa: Y015
+
+@_typing.final
+class PushRolloutsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    PIECES_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    @_builtins.property
+    def pieces(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutPiece]:
+        """In the order they shall arrive. At most 1024."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        pieces: _abc.Iterable[Global___RolloutPiece] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pieces", b"pieces", "run", b"run", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushRolloutsRequest: _TypeAlias = PushRolloutsRequest  # noqa: Y015
+
+@_typing.final
+class RolloutPiece(_message.Message):
+    """One or more rollouts of a group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUTS_FIELD_NUMBER: _builtins.int
+    PIECE_ID_FIELD_NUMBER: _builtins.int
+    GROUP_SIZE_FIELD_NUMBER: _builtins.int
+    MIN_ROLLOUTS_FIELD_NUMBER: _builtins.int
+    CLOSE_AFTER_S_FIELD_NUMBER: _builtins.int
+    piece_id: _builtins.str
+    """Chosen by the producer, so that a retry is safe: a piece of a known id changes nothing. 1 to 128 of [A-Za-z0-9._-]."""
+    group_size: _builtins.int
+    """Rollouts at which the group is complete, 1 to 4096. All pieces agree on it."""
+    min_rollouts: _builtins.int
+    """Fewest rollouts worth inserting when time is over, 1 to group_size [group_size]. That of the first piece holds."""
+    close_after_s: _builtins.float
+    """Seconds after its first piece when the group closes with what is there, or is dropped when that is less than
+    min_rollouts; 0.001 to 86400 [600]. That of the first piece holds.
+    """
+    @_builtins.property
+    def rollouts(self) -> _group_pb2.RolloutGroup:
+        """The rollouts, as a group of themselves, with its payload. All pieces of a group have its group_id, and agree on
+        prompt_id, prompt tokens and text, task, and the names, dtypes and inner shapes of columns. Columns of other names
+        than the group's own have one row for each response token or for each rollout.
+        """
+
+    def __init__(
+        self,
+        *,
+        rollouts: _group_pb2.RolloutGroup | None = ...,
+        piece_id: _builtins.str = ...,
+        group_size: _builtins.int = ...,
+        min_rollouts: _builtins.int = ...,
+        close_after_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollouts", b"rollouts"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_after_s", b"close_after_s", "group_size", b"group_size", "min_rollouts", b"min_rollouts", "piece_id", b"piece_id", "rollouts", b"rollouts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutPiece: _TypeAlias = RolloutPiece  # noqa: Y015
+
+@_typing.final
+class PushRolloutsStreamRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """On the first message of the stream."""
+    table: _builtins.str
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PiecePart]:
+        """The parts of a piece follow each other."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        parts: _abc.Iterable[Global___PiecePart] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "run", b"run", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushRolloutsStreamRequest: _TypeAlias = PushRolloutsStreamRequest  # noqa: Y015
+
+@_typing.final
+class PiecePart(_message.Message):
+    """A part of a piece, so that no message is large however large the piece is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIECE_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def piece(self) -> Global___RolloutPiece:
+        """On the first part of a piece only, without `rollouts`."""
+
+    @_builtins.property
+    def part(self) -> _group_pb2.GroupPart:
+        """What `rollouts` would hold."""
+
+    def __init__(
+        self,
+        *,
+        piece: Global___RolloutPiece | None = ...,
+        part: _group_pb2.GroupPart | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "piece", b"piece"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "piece", b"piece"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PiecePart: _TypeAlias = PiecePart  # noqa: Y015
+
+@_typing.final
+class PushRolloutsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    durability: _table_pb2.Durability.ValueType
+    """What the pieces that are there, and the groups that closed, have reached."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___PushResult]:
+        """One for each piece, in order. A refused piece does not hold up the others."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___PushResult] | None = ...,
+        durability: _table_pb2.Durability.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushRolloutsResponse: _TypeAlias = PushRolloutsResponse  # noqa: Y015
+
+@_typing.final
+class PushResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    PIECE_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    ROLLOUTS_FIELD_NUMBER: _builtins.int
+    GROUP_SIZE_FIELD_NUMBER: _builtins.int
+    INSERT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.str
+    piece_id: _builtins.str
+    outcome: Global___PushOutcome.ValueType
+    rollouts: _builtins.int
+    """Rollouts of the group that are there, of how many; 0 where the group had closed before."""
+    group_size: _builtins.int
+    reason: _error_pb2.ErrorReason.ValueType
+    """Why the piece was refused; with PIECE_REFUSED only."""
+    message: _builtins.str
+    @_builtins.property
+    def insert(self) -> Global___InsertResult:
+        """What became of the whole group, where this call found it complete or its time over. With PIECE_PENDING it was refused
+        for a reason that may pass: the pieces are kept, and the service tries again by itself, or when a piece is repeated.
+        """
+
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.str = ...,
+        piece_id: _builtins.str = ...,
+        outcome: Global___PushOutcome.ValueType = ...,
+        rollouts: _builtins.int = ...,
+        group_size: _builtins.int = ...,
+        insert: Global___InsertResult | None = ...,
+        reason: _error_pb2.ErrorReason.ValueType = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["insert", b"insert"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "group_size", b"group_size", "insert", b"insert", "message", b"message", "outcome", b"outcome", "piece_id", b"piece_id", "reason", b"reason", "rollouts", b"rollouts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushResult: _TypeAlias = PushResult  # noqa: Y015
 
 @_typing.final
 class NextBatchRequest(_message.Message):
@@ -275,6 +561,48 @@ class BatchHeader(_message.Message):
 Global___BatchHeader: _TypeAlias = BatchHeader  # noqa: Y015
 
 @_typing.final
+class SampleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    LEASE_S_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    batch_size: _builtins.int
+    """Groups to draw, 1 to 65536, each at most once. Fewer come where replay or the rate limit has no more."""
+    lease_id: _builtins.str
+    """Chosen by the caller: the same id again returns the same draw. 1 to 128 of [A-Za-z0-9._-]."""
+    lease_s: _builtins.float
+    """Seconds until the draw is taken back if the lease is neither committed nor extended, 1 to 86400 [600]."""
+    timeout_s: _builtins.float
+    """Seconds to wait for groups before BATCH_NOT_READY, 0 to 86400."""
+    holder: _builtins.str
+    """Who draws, for diagnosis. At most 128 bytes."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        batch_size: _builtins.int = ...,
+        lease_id: _builtins.str = ...,
+        lease_s: _builtins.float = ...,
+        timeout_s: _builtins.float = ...,
+        holder: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "holder", b"holder", "lease_id", b"lease_id", "lease_s", b"lease_s", "run", b"run", "table", b"table", "timeout_s", b"timeout_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SampleRequest: _TypeAlias = SampleRequest  # noqa: Y015
+
+@_typing.final
 class CommitRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -282,11 +610,16 @@ class CommitRequest(_message.Message):
     TABLE_FIELD_NUMBER: _builtins.int
     LEASE_ID_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    FEEDBACK_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     table: _builtins.str
     lease_id: _builtins.str
     step: _builtins.int
     """The training step that used the batch. One commit per step and table."""
+    @_builtins.property
+    def feedback(self) -> _containers.RepeatedCompositeFieldContainer[_table_pb2.GroupFeedback]:
+        """What the step found out about groups of the table, in this lease or not. At most 65536."""
+
     def __init__(
         self,
         *,
@@ -294,10 +627,11 @@ class CommitRequest(_message.Message):
         table: _builtins.str = ...,
         lease_id: _builtins.str = ...,
         step: _builtins.int = ...,
+        feedback: _abc.Iterable[_table_pb2.GroupFeedback] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id", "run", b"run", "step", b"step", "table", b"table"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feedback", b"feedback", "lease_id", b"lease_id", "run", b"run", "step", b"step", "table", b"table"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -308,16 +642,20 @@ class CommitResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ALREADY_COMMITTED_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
     already_committed: _builtins.bool
     """True when this step had been committed with this lease before."""
+    durability: _table_pb2.Durability.ValueType
+    """What the commit has reached."""
     def __init__(
         self,
         *,
         already_committed: _builtins.bool = ...,
+        durability: _table_pb2.Durability.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_committed", b"already_committed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_committed", b"already_committed", "durability", b"durability"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -481,6 +819,505 @@ class RequestAdmissionResponse(_message.Message):
 Global___RequestAdmissionResponse: _TypeAlias = RequestAdmissionResponse  # noqa: Y015
 
 @_typing.final
+class GetLineageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    step: _builtins.int
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "step", b"step", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLineageRequest: _TypeAlias = GetLineageRequest  # noqa: Y015
+
+@_typing.final
+class GetLineageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    COMMITTED_AT_MS_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    UNDELIVERED_GROUP_IDS_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    holder: _builtins.str
+    seed: _builtins.str
+    """All random numbers of the draw come from it: 32 hexadecimal digits."""
+    committed_at_ms: _builtins.int
+    """Milliseconds since the Unix epoch."""
+    @_builtins.property
+    def batch(self) -> Global___BatchHeader:
+        """The query and its answer: batch_size slots asked for under this lease."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___LineageGroup]:
+        """Groups delivered, in the order of the batch."""
+
+    @_builtins.property
+    def undelivered_group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fresh groups that were consumed without being delivered."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        batch: Global___BatchHeader | None = ...,
+        holder: _builtins.str = ...,
+        seed: _builtins.str = ...,
+        committed_at_ms: _builtins.int = ...,
+        groups: _abc.Iterable[Global___LineageGroup] | None = ...,
+        undelivered_group_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "committed_at_ms", b"committed_at_ms", "groups", b"groups", "holder", b"holder", "seed", b"seed", "step", b"step", "undelivered_group_ids", b"undelivered_group_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLineageResponse: _TypeAlias = GetLineageResponse  # noqa: Y015
+
+@_typing.final
+class LineageGroup(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    DELIVERY_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.str
+    @_builtins.property
+    def delivery(self) -> _group_pb2.Delivery: ...
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.str = ...,
+        delivery: _group_pb2.Delivery | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery", "group_id", b"group_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LineageGroup: _TypeAlias = LineageGroup  # noqa: Y015
+
+@_typing.final
+class ReplayStepRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    step: _builtins.int
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "step", b"step", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayStepRequest: _TypeAlias = ReplayStepRequest  # noqa: Y015
+
+@_typing.final
+class BeatRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    PRODUCER_ID_FIELD_NUMBER: _builtins.int
+    INTERVAL_S_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    producer_id: _builtins.str
+    """1 to 128 of [A-Za-z0-9._-]."""
+    interval_s: _builtins.float
+    """Seconds until the next beat is due, 1 to 86400 [10]. After three times as long the producer counts as dead."""
+    status: _builtins.str
+    """What it does, for people. At most 256 bytes."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        producer_id: _builtins.str = ...,
+        interval_s: _builtins.float = ...,
+        status: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval_s", b"interval_s", "producer_id", b"producer_id", "run", b"run", "status", b"status", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeatRequest: _TypeAlias = BeatRequest  # noqa: Y015
+
+@_typing.final
+class BeatResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> _policy_pb2.Policy:
+        """The run's policy, for producers that do not watch it."""
+
+    def __init__(
+        self,
+        *,
+        policy: _policy_pb2.Policy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeatResponse: _TypeAlias = BeatResponse  # noqa: Y015
+
+@_typing.final
+class DiagnoseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    batch_size: _builtins.int
+    """The batch to look for, 1 to 65536."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        batch_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "run", b"run", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiagnoseRequest: _TypeAlias = DiagnoseRequest  # noqa: Y015
+
+@_typing.final
+class DiagnoseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READY_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    PRODUCERS_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    ready: _builtins.bool
+    """Whether NextBatch would answer at once."""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
+        """Most important first."""
+
+    @_builtins.property
+    def producers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Producer]: ...
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lease]: ...
+    @_builtins.property
+    def table(self) -> _table_pb2.Table: ...
+    def __init__(
+        self,
+        *,
+        ready: _builtins.bool = ...,
+        findings: _abc.Iterable[Global___Finding] | None = ...,
+        producers: _abc.Iterable[Global___Producer] | None = ...,
+        leases: _abc.Iterable[Global___Lease] | None = ...,
+        table: _table_pb2.Table | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["table", b"table"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "leases", b"leases", "producers", b"producers", "ready", b"ready", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiagnoseResponse: _TypeAlias = DiagnoseResponse  # noqa: Y015
+
+@_typing.final
+class Finding(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    severity: Global___Severity.ValueType
+    code: _builtins.str
+    """A word for programs: missing_groups, dead_producer, slow_producer, no_producers, leased_groups, stale_groups ..."""
+    text: _builtins.str
+    """A sentence for people, with figures and what to do."""
+    def __init__(
+        self,
+        *,
+        severity: Global___Severity.ValueType = ...,
+        code: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "severity", b"severity", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Finding: _TypeAlias = Finding  # noqa: Y015
+
+@_typing.final
+class Producer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCER_ID_FIELD_NUMBER: _builtins.int
+    FIRST_SEEN_MS_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_MS_FIELD_NUMBER: _builtins.int
+    LAST_INSERT_MS_FIELD_NUMBER: _builtins.int
+    INSERTED_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    INTERVAL_S_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    producer_id: _builtins.str
+    first_seen_ms: _builtins.int
+    """Milliseconds since the Unix epoch: first heard of, last heard of, last insert (0 = none)."""
+    last_seen_ms: _builtins.int
+    last_insert_ms: _builtins.int
+    inserted: _builtins.int
+    """Groups inserted, how many of them effective, and groups refused."""
+    effective: _builtins.int
+    refused: _builtins.int
+    interval_s: _builtins.float
+    """Seconds between its beats, as it says; 0 = it never beat."""
+    status: _builtins.str
+    health: Global___ProducerHealth.ValueType
+    def __init__(
+        self,
+        *,
+        producer_id: _builtins.str = ...,
+        first_seen_ms: _builtins.int = ...,
+        last_seen_ms: _builtins.int = ...,
+        last_insert_ms: _builtins.int = ...,
+        inserted: _builtins.int = ...,
+        effective: _builtins.int = ...,
+        refused: _builtins.int = ...,
+        interval_s: _builtins.float = ...,
+        status: _builtins.str = ...,
+        health: Global___ProducerHealth.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective", b"effective", "first_seen_ms", b"first_seen_ms", "health", b"health", "inserted", b"inserted", "interval_s", b"interval_s", "last_insert_ms", b"last_insert_ms", "last_seen_ms", b"last_seen_ms", "producer_id", b"producer_id", "refused", b"refused", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Producer: _TypeAlias = Producer  # noqa: Y015
+
+@_typing.final
+class Lease(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    FRESH_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.str
+    holder: _builtins.str
+    deadline_ms: _builtins.int
+    groups: _builtins.int
+    """Groups delivered under it, and fresh groups that it holds."""
+    fresh: _builtins.int
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        deadline_ms: _builtins.int = ...,
+        groups: _builtins.int = ...,
+        fresh: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "fresh", b"fresh", "groups", b"groups", "holder", b"holder", "lease_id", b"lease_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lease: _TypeAlias = Lease  # noqa: Y015
+
+@_typing.final
+class UpdatePrioritiesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    FEEDBACK_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    @_builtins.property
+    def feedback(self) -> _containers.RepeatedCompositeFieldContainer[_table_pb2.GroupFeedback]:
+        """At most 65536."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        feedback: _abc.Iterable[_table_pb2.GroupFeedback] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feedback", b"feedback", "run", b"run", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdatePrioritiesRequest: _TypeAlias = UpdatePrioritiesRequest  # noqa: Y015
+
+@_typing.final
+class UpdatePrioritiesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNKNOWN_GROUP_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def unknown_group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Groups that the table does not hold (any more)."""
+
+    def __init__(
+        self,
+        *,
+        unknown_group_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unknown_group_ids", b"unknown_group_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdatePrioritiesResponse: _TypeAlias = UpdatePrioritiesResponse  # noqa: Y015
+
+@_typing.final
+class GetGroupsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    GROUP_IDS_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    @_builtins.property
+    def group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At most 10000."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        group_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_ids", b"group_ids", "run", b"run", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGroupsRequest: _TypeAlias = GetGroupsRequest  # noqa: Y015
+
+@_typing.final
+class GetGroupsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[_group_pb2.GroupPart]:
+        """The groups that the table holds, in the order asked. Delivery tells staleness and times_sampled; a payload that is
+        not kept is left out (header_only).
+        """
+
+    def __init__(
+        self,
+        *,
+        parts: _abc.Iterable[_group_pb2.GroupPart] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGroupsResponse: _TypeAlias = GetGroupsResponse  # noqa: Y015
+
+@_typing.final
+class DeleteGroupsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    GROUP_IDS_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    @_builtins.property
+    def group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At most 10000."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        group_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_ids", b"group_ids", "run", b"run", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteGroupsRequest: _TypeAlias = DeleteGroupsRequest  # noqa: Y015
+
+@_typing.final
+class DeleteGroupsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETED_FIELD_NUMBER: _builtins.int
+    deleted: _builtins.int
+    """Groups that left."""
+    def __init__(
+        self,
+        *,
+        deleted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteGroupsResponse: _TypeAlias = DeleteGroupsResponse  # noqa: Y015
+
+@_typing.final
 class LocateGroupsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -579,6 +1416,98 @@ class CreateTableResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateTableResponse: _TypeAlias = CreateTableResponse  # noqa: Y015
+
+@_typing.final
+class UpdateTableRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    @_builtins.property
+    def config(self) -> _table_pb2.TableConfig:
+        """The whole configuration as it shall be. What decides over order and weights cannot change: fill, sampler, remover,
+        priority, alpha, the decays, ess_alpha, min_reward_std, replay_ineffective.
+        """
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        config: _table_pb2.TableConfig | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "run", b"run", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateTableRequest: _TypeAlias = UpdateTableRequest  # noqa: Y015
+
+@_typing.final
+class UpdateTableResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def table(self) -> _table_pb2.Table: ...
+    def __init__(
+        self,
+        *,
+        table: _table_pb2.Table | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["table", b"table"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateTableResponse: _TypeAlias = UpdateTableResponse  # noqa: Y015
+
+@_typing.final
+class ResetTableRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetTableRequest: _TypeAlias = ResetTableRequest  # noqa: Y015
+
+@_typing.final
+class ResetTableResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMOVED_FIELD_NUMBER: _builtins.int
+    removed: _builtins.int
+    """Groups that left."""
+    def __init__(
+        self,
+        *,
+        removed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["removed", b"removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetTableResponse: _TypeAlias = ResetTableResponse  # noqa: Y015
 
 @_typing.final
 class DescribeTableRequest(_message.Message):
@@ -703,6 +1632,225 @@ class AdvancePolicyResponse(_message.Message):
 Global___AdvancePolicyResponse: _TypeAlias = AdvancePolicyResponse  # noqa: Y015
 
 @_typing.final
+class RewindPolicyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    REWIND_ID_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """The last training step that stays; steps after it may be committed anew."""
+    rewind_id: _builtins.str
+    """Chosen by the caller, so that a retry is safe. 1 to 128 of [A-Za-z0-9._-]."""
+    @_builtins.property
+    def policy(self) -> _policy_pb2.Policy:
+        """The version to go back to, and where its weights lie."""
+
+    def __init__(
+        self,
+        *,
+        policy: _policy_pb2.Policy | None = ...,
+        step: _builtins.int = ...,
+        rewind_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "rewind_id", b"rewind_id", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RewindPolicyRequest: _TypeAlias = RewindPolicyRequest  # noqa: Y015
+
+@_typing.final
+class RewindPolicyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> _policy_pb2.Policy: ...
+    def __init__(
+        self,
+        *,
+        policy: _policy_pb2.Policy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RewindPolicyResponse: _TypeAlias = RewindPolicyResponse  # noqa: Y015
+
+@_typing.final
+class ResolvePolicyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    label: _builtins.str
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        label: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolvePolicyRequest: _TypeAlias = ResolvePolicyRequest  # noqa: Y015
+
+@_typing.final
+class ResolvePolicyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolvePolicyResponse: _TypeAlias = ResolvePolicyResponse  # noqa: Y015
+
+@_typing.final
+class Quota(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_GROUPS_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    max_groups: _builtins.int
+    """Absent is unlimited."""
+    max_bytes: _builtins.int
+    groups: _builtins.int
+    """What the run's tables hold now: groups, and bytes of payload."""
+    bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        max_groups: _builtins.int | None = ...,
+        max_bytes: _builtins.int | None = ...,
+        groups: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes", "_max_groups", b"_max_groups", "max_bytes", b"max_bytes", "max_groups", b"max_groups"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes", "_max_groups", b"_max_groups", "bytes", b"bytes", "groups", b"groups", "max_bytes", b"max_bytes", "max_groups", b"max_groups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_bytes: _TypeAlias = _typing.Literal["max_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_bytes: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__max_groups: _TypeAlias = _typing.Literal["max_groups"]  # noqa: Y015
+    _WhichOneofArgType__max_groups: _TypeAlias = _typing.Literal["_max_groups", b"_max_groups"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_bytes) -> _WhichOneofReturnType__max_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_groups) -> _WhichOneofReturnType__max_groups | None: ...
+
+Global___Quota: _TypeAlias = Quota  # noqa: Y015
+
+@_typing.final
+class SetQuotaRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    MAX_GROUPS_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    max_groups: _builtins.int
+    max_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        max_groups: _builtins.int | None = ...,
+        max_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes", "_max_groups", b"_max_groups", "max_bytes", b"max_bytes", "max_groups", b"max_groups"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes", "_max_groups", b"_max_groups", "max_bytes", b"max_bytes", "max_groups", b"max_groups", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_bytes: _TypeAlias = _typing.Literal["max_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_bytes: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__max_groups: _TypeAlias = _typing.Literal["max_groups"]  # noqa: Y015
+    _WhichOneofArgType__max_groups: _TypeAlias = _typing.Literal["_max_groups", b"_max_groups"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_bytes) -> _WhichOneofReturnType__max_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_groups) -> _WhichOneofReturnType__max_groups | None: ...
+
+Global___SetQuotaRequest: _TypeAlias = SetQuotaRequest  # noqa: Y015
+
+@_typing.final
+class SetQuotaResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUOTA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def quota(self) -> Global___Quota: ...
+    def __init__(
+        self,
+        *,
+        quota: Global___Quota | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quota", b"quota"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quota", b"quota"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetQuotaResponse: _TypeAlias = SetQuotaResponse  # noqa: Y015
+
+@_typing.final
+class GetQuotaRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetQuotaRequest: _TypeAlias = GetQuotaRequest  # noqa: Y015
+
+@_typing.final
+class GetQuotaResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUOTA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def quota(self) -> Global___Quota: ...
+    def __init__(
+        self,
+        *,
+        quota: Global___Quota | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quota", b"quota"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quota", b"quota"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetQuotaResponse: _TypeAlias = GetQuotaResponse  # noqa: Y015
+
+@_typing.final
 class GetPolicyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -783,3 +1931,279 @@ class WatchPolicyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchPolicyResponse: _TypeAlias = WatchPolicyResponse  # noqa: Y015
+
+@_typing.final
+class SnapshotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotRequest: _TypeAlias = SnapshotRequest  # noqa: Y015
+
+@_typing.final
+class SnapshotPart(_message.Message):
+    """A piece of a snapshot, below gRPC's 4 MiB: the header comes first, then groups, then the end. Snapshot files hold
+    these messages too.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___SnapshotHeader:
+        """On the first part only."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___SnapshotGroup]:
+        """The parts of a group follow each other."""
+
+    @_builtins.property
+    def end(self) -> Global___SnapshotEnd:
+        """On the last part only."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___SnapshotHeader | None = ...,
+        groups: _abc.Iterable[Global___SnapshotGroup] | None = ...,
+        end: Global___SnapshotEnd | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "groups", b"groups", "header", b"header"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotPart: _TypeAlias = SnapshotPart  # noqa: Y015
+
+@_typing.final
+class SnapshotHeader(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    TAKEN_AT_MS_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_MAX_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    SAMPLED_FIELD_NUMBER: _builtins.int
+    PACED_FROM_VERSION_FIELD_NUMBER: _builtins.int
+    PACED_FROM_INSERTED_FIELD_NUMBER: _builtins.int
+    RESTORE_ID_FIELD_NUMBER: _builtins.int
+    ONLY_ASK_FIELD_NUMBER: _builtins.int
+    taken_at_ms: _builtins.int
+    """The snapshot's moment, milliseconds since the Unix epoch."""
+    policy_version_max: _builtins.int
+    """Newest policy version that sampled a token of any of the groups; the clock of a run that exists must stand there or
+    beyond.
+    """
+    sequence: _builtins.int
+    """Number of the last arrival."""
+    sampled: _builtins.int
+    """Samples that count against the table's rate limit."""
+    paced_from_version: _builtins.int
+    """Where the count of groups_per_version begins: policy version and groups inserted."""
+    paced_from_inserted: _builtins.int
+    restore_id: _builtins.str
+    """To Restore only. Chosen by the caller, so that a retry is safe. 1 to 128 of [A-Za-z0-9._-]."""
+    only_ask: _builtins.bool
+    """To Restore only. True = no more parts follow: only say whether it would be refused."""
+    @_builtins.property
+    def table(self) -> _table_pb2.Table:
+        """The table at the snapshot's moment. To Restore, its run and table say what the new table is called."""
+
+    @_builtins.property
+    def policy(self) -> _policy_pb2.Policy:
+        """The run's policy clock. A run that is new at Restore begins with it."""
+
+    def __init__(
+        self,
+        *,
+        table: _table_pb2.Table | None = ...,
+        policy: _policy_pb2.Policy | None = ...,
+        taken_at_ms: _builtins.int = ...,
+        policy_version_max: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        sampled: _builtins.int = ...,
+        paced_from_version: _builtins.int = ...,
+        paced_from_inserted: _builtins.int = ...,
+        restore_id: _builtins.str = ...,
+        only_ask: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "table", b"table"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["only_ask", b"only_ask", "paced_from_inserted", b"paced_from_inserted", "paced_from_version", b"paced_from_version", "policy", b"policy", "policy_version_max", b"policy_version_max", "restore_id", b"restore_id", "sampled", b"sampled", "sequence", b"sequence", "table", b"table", "taken_at_ms", b"taken_at_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotHeader: _TypeAlias = SnapshotHeader  # noqa: Y015
+
+@_typing.final
+class SnapshotGroup(_message.Message):
+    """A group, or a piece of one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: _builtins.int
+    HEADER_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    header: _builtins.bytes
+    """The GroupHeader as its producer serialized it, on the first part only. Nobody on the way reads it."""
+    payload: _builtins.bytes
+    """The next bytes of the payload. The group is complete when entry.payload_bytes have come."""
+    @_builtins.property
+    def entry(self) -> Global___SnapshotEntry:
+        """On the first part of a group only."""
+
+    def __init__(
+        self,
+        *,
+        entry: Global___SnapshotEntry | None = ...,
+        header: _builtins.bytes = ...,
+        payload: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "header", b"header", "payload", b"payload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotGroup: _TypeAlias = SnapshotGroup  # noqa: Y015
+
+@_typing.final
+class SnapshotEntry(_message.Message):
+    """What the table knows of a group beside its header."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_MIN_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_MAX_FIELD_NUMBER: _builtins.int
+    PROMPT_ID_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    INSERTED_MS_FIELD_NUMBER: _builtins.int
+    FEEDBACK_FIELD_NUMBER: _builtins.int
+    TIMES_SAMPLED_FIELD_NUMBER: _builtins.int
+    IN_LEASES_FIELD_NUMBER: _builtins.int
+    REDELIVERIES_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.str
+    place: _table_pb2.GroupState.ValueType
+    """GROUP_FRESH, GROUP_LEASED (fresh groups in a live lease; restored as fresh), or GROUP_REPLAY."""
+    payload_bytes: _builtins.int
+    """0 = the table keeps no payload of it."""
+    sequence: _builtins.int
+    """Order of arrival."""
+    effective: _builtins.bool
+    """Whether its rewards differ."""
+    policy_version_min: _builtins.int
+    policy_version_max: _builtins.int
+    prompt_id: _builtins.str
+    task: _builtins.str
+    priority: _builtins.float
+    """Until a caller sets another."""
+    inserted_ms: _builtins.int
+    """Milliseconds since the Unix epoch."""
+    times_sampled: _builtins.int
+    """Deliveries, and how many of them are in live leases: Restore takes those back."""
+    in_leases: _builtins.int
+    redeliveries: _builtins.int
+    """Times it was handed out and came back uncommitted."""
+    @_builtins.property
+    def feedback(self) -> _table_pb2.GroupFeedback:
+        """What callers found out about it."""
+
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.str = ...,
+        place: _table_pb2.GroupState.ValueType = ...,
+        payload_bytes: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        effective: _builtins.bool = ...,
+        policy_version_min: _builtins.int = ...,
+        policy_version_max: _builtins.int = ...,
+        prompt_id: _builtins.str = ...,
+        task: _builtins.str = ...,
+        priority: _builtins.float = ...,
+        inserted_ms: _builtins.int = ...,
+        feedback: _table_pb2.GroupFeedback | None = ...,
+        times_sampled: _builtins.int = ...,
+        in_leases: _builtins.int = ...,
+        redeliveries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["feedback", b"feedback"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective", b"effective", "feedback", b"feedback", "group_id", b"group_id", "in_leases", b"in_leases", "inserted_ms", b"inserted_ms", "payload_bytes", b"payload_bytes", "place", b"place", "policy_version_max", b"policy_version_max", "policy_version_min", b"policy_version_min", "priority", b"priority", "prompt_id", b"prompt_id", "redeliveries", b"redeliveries", "sequence", b"sequence", "task", b"task", "times_sampled", b"times_sampled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotEntry: _TypeAlias = SnapshotEntry  # noqa: Y015
+
+@_typing.final
+class SnapshotEnd(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    groups: _builtins.int
+    """Groups that came, and bytes of their payloads."""
+    payload_bytes: _builtins.int
+    sha256: _builtins.bytes
+    """In a file: SHA-256 of everything before this part."""
+    def __init__(
+        self,
+        *,
+        groups: _builtins.int = ...,
+        payload_bytes: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "payload_bytes", b"payload_bytes", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotEnd: _TypeAlias = SnapshotEnd  # noqa: Y015
+
+@_typing.final
+class RestoreResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def table(self) -> _table_pb2.Table:
+        """The new table; absent in the answer to only_ask."""
+
+    def __init__(
+        self,
+        *,
+        table: _table_pb2.Table | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["table", b"table"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreResponse: _TypeAlias = RestoreResponse  # noqa: Y015

@@ -51,6 +51,11 @@ class ReplayServiceStub(object):
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.NextBatchRequest.SerializeToString,
                 response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.FromString,
                 _registered_method=True)
+        self.Sample = channel.unary_stream(
+                '/groupreplay.v1.ReplayService/Sample',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.SampleRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.FromString,
+                _registered_method=True)
         self.Commit = channel.unary_unary(
                 '/groupreplay.v1.ReplayService/Commit',
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.CommitRequest.SerializeToString,
@@ -71,15 +76,70 @@ class ReplayServiceStub(object):
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.RequestAdmissionRequest.SerializeToString,
                 response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.RequestAdmissionResponse.FromString,
                 _registered_method=True)
+        self.GetLineage = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/GetLineage',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.GetLineageRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.GetLineageResponse.FromString,
+                _registered_method=True)
+        self.ReplayStep = channel.unary_stream(
+                '/groupreplay.v1.ReplayService/ReplayStep',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.ReplayStepRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.FromString,
+                _registered_method=True)
+        self.Beat = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/Beat',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.BeatRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.BeatResponse.FromString,
+                _registered_method=True)
+        self.Diagnose = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/Diagnose',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.DiagnoseRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.DiagnoseResponse.FromString,
+                _registered_method=True)
+        self.UpdatePriorities = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/UpdatePriorities',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.UpdatePrioritiesRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.UpdatePrioritiesResponse.FromString,
+                _registered_method=True)
         self.LocateGroups = channel.unary_unary(
                 '/groupreplay.v1.ReplayService/LocateGroups',
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.LocateGroupsRequest.SerializeToString,
                 response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.LocateGroupsResponse.FromString,
                 _registered_method=True)
+        self.GetGroups = channel.unary_stream(
+                '/groupreplay.v1.ReplayService/GetGroups',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.GetGroupsRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.GetGroupsResponse.FromString,
+                _registered_method=True)
+        self.DeleteGroups = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/DeleteGroups',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.DeleteGroupsRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.DeleteGroupsResponse.FromString,
+                _registered_method=True)
+        self.PushRollouts = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/PushRollouts',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsResponse.FromString,
+                _registered_method=True)
+        self.PushRolloutsStream = channel.stream_stream(
+                '/groupreplay.v1.ReplayService/PushRolloutsStream',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsStreamRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsResponse.FromString,
+                _registered_method=True)
         self.CreateTable = channel.unary_unary(
                 '/groupreplay.v1.ReplayService/CreateTable',
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.CreateTableRequest.SerializeToString,
                 response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.CreateTableResponse.FromString,
+                _registered_method=True)
+        self.UpdateTable = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/UpdateTable',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.UpdateTableRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.UpdateTableResponse.FromString,
+                _registered_method=True)
+        self.ResetTable = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/ResetTable',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.ResetTableRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.ResetTableResponse.FromString,
                 _registered_method=True)
         self.DescribeTable = channel.unary_unary(
                 '/groupreplay.v1.ReplayService/DescribeTable',
@@ -96,6 +156,26 @@ class ReplayServiceStub(object):
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.AdvancePolicyRequest.SerializeToString,
                 response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.AdvancePolicyResponse.FromString,
                 _registered_method=True)
+        self.RewindPolicy = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/RewindPolicy',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.RewindPolicyRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.RewindPolicyResponse.FromString,
+                _registered_method=True)
+        self.ResolvePolicy = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/ResolvePolicy',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.ResolvePolicyRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.ResolvePolicyResponse.FromString,
+                _registered_method=True)
+        self.SetQuota = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/SetQuota',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.SetQuotaRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.SetQuotaResponse.FromString,
+                _registered_method=True)
+        self.GetQuota = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/GetQuota',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.GetQuotaRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.GetQuotaResponse.FromString,
+                _registered_method=True)
         self.GetPolicy = channel.unary_unary(
                 '/groupreplay.v1.ReplayService/GetPolicy',
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.GetPolicyRequest.SerializeToString,
@@ -105,6 +185,16 @@ class ReplayServiceStub(object):
                 '/groupreplay.v1.ReplayService/WatchPolicy',
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.WatchPolicyRequest.SerializeToString,
                 response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.WatchPolicyResponse.FromString,
+                _registered_method=True)
+        self.Snapshot = channel.unary_stream(
+                '/groupreplay.v1.ReplayService/Snapshot',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.SnapshotRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.SnapshotPart.FromString,
+                _registered_method=True)
+        self.Restore = channel.stream_unary(
+                '/groupreplay.v1.ReplayService/Restore',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.SnapshotPart.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.RestoreResponse.FromString,
                 _registered_method=True)
 
 
@@ -129,6 +219,13 @@ class ReplayServiceServicer(object):
 
     def NextBatch(self, request, context):
         """Waits for a complete batch and hands it out under a lease.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Sample(self, request, context):
+        """Draws from replay, without fresh groups, and hands the draw out under a lease: for algorithms of one's own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,6 +259,41 @@ class ReplayServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLineage(self, request, context):
+        """Says which groups a training step was given, and how they were drawn.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayStep(self, request, context):
+        """Serves the batch of a committed training step again, bit for bit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Beat(self, request, context):
+        """A producer says that it is there, and what it does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Diagnose(self, request, context):
+        """Says in plain words why a batch is, or is not, ready.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdatePriorities(self, request, context):
+        """Takes note of what callers found out about groups.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LocateGroups(self, request, context):
         """Says where groups are.
         """
@@ -169,8 +301,51 @@ class ReplayServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetGroups(self, request, context):
+        """Reads groups without taking them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteGroups(self, request, context):
+        """Removes groups that are not in a lease as fresh.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PushRollouts(self, request, context):
+        """Stores rollouts of groups whose rollouts end at different times or places. A group is inserted when all its rollouts
+        have come or its time is over. For what fits one message; larger pieces go through PushRolloutsStream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PushRolloutsStream(self, request_iterator, context):
+        """Stores pieces of any size, and answers for each in the order they came.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateTable(self, request, context):
         """Makes a table, and its run where it is the first. The same call again changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateTable(self, request, context):
+        """Changes limits of a table while it runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetTable(self, request, context):
+        """Removes every group of a table.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,6 +370,33 @@ class ReplayServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RewindPolicy(self, request, context):
+        """Moves the clock back, for a trainer that restarts from an older checkpoint.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolvePolicy(self, request, context):
+        """Returns the version that a label names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetQuota(self, request, context):
+        """Limits what all tables of a run hold together.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetQuota(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPolicy(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -203,6 +405,20 @@ class ReplayServiceServicer(object):
 
     def WatchPolicy(self, request, context):
         """Sends the current policy, then each newer one; versions published in quick succession may be skipped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Snapshot(self, request, context):
+        """Reads a table as it is at one moment, while it is in use. Payloads that leave meanwhile are kept for the reader.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Restore(self, request_iterator, context):
+        """Makes a new table from a snapshot. Nobody sees it, and an interrupted call leaves nothing, before its last part came.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -226,6 +442,11 @@ def add_ReplayServiceServicer_to_server(servicer, server):
                     request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.NextBatchRequest.FromString,
                     response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.SerializeToString,
             ),
+            'Sample': grpc.unary_stream_rpc_method_handler(
+                    servicer.Sample,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.SampleRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.SerializeToString,
+            ),
             'Commit': grpc.unary_unary_rpc_method_handler(
                     servicer.Commit,
                     request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.CommitRequest.FromString,
@@ -246,15 +467,70 @@ def add_ReplayServiceServicer_to_server(servicer, server):
                     request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.RequestAdmissionRequest.FromString,
                     response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.RequestAdmissionResponse.SerializeToString,
             ),
+            'GetLineage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLineage,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.GetLineageRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.GetLineageResponse.SerializeToString,
+            ),
+            'ReplayStep': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReplayStep,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.ReplayStepRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.SerializeToString,
+            ),
+            'Beat': grpc.unary_unary_rpc_method_handler(
+                    servicer.Beat,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.BeatRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.BeatResponse.SerializeToString,
+            ),
+            'Diagnose': grpc.unary_unary_rpc_method_handler(
+                    servicer.Diagnose,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.DiagnoseRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.DiagnoseResponse.SerializeToString,
+            ),
+            'UpdatePriorities': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdatePriorities,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.UpdatePrioritiesRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.UpdatePrioritiesResponse.SerializeToString,
+            ),
             'LocateGroups': grpc.unary_unary_rpc_method_handler(
                     servicer.LocateGroups,
                     request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.LocateGroupsRequest.FromString,
                     response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.LocateGroupsResponse.SerializeToString,
             ),
+            'GetGroups': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetGroups,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.GetGroupsRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.GetGroupsResponse.SerializeToString,
+            ),
+            'DeleteGroups': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteGroups,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.DeleteGroupsRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.DeleteGroupsResponse.SerializeToString,
+            ),
+            'PushRollouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.PushRollouts,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsResponse.SerializeToString,
+            ),
+            'PushRolloutsStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.PushRolloutsStream,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsStreamRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsResponse.SerializeToString,
+            ),
             'CreateTable': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateTable,
                     request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.CreateTableRequest.FromString,
                     response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.CreateTableResponse.SerializeToString,
+            ),
+            'UpdateTable': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateTable,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.UpdateTableRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.UpdateTableResponse.SerializeToString,
+            ),
+            'ResetTable': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetTable,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.ResetTableRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.ResetTableResponse.SerializeToString,
             ),
             'DescribeTable': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeTable,
@@ -271,6 +547,26 @@ def add_ReplayServiceServicer_to_server(servicer, server):
                     request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.AdvancePolicyRequest.FromString,
                     response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.AdvancePolicyResponse.SerializeToString,
             ),
+            'RewindPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.RewindPolicy,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.RewindPolicyRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.RewindPolicyResponse.SerializeToString,
+            ),
+            'ResolvePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolvePolicy,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.ResolvePolicyRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.ResolvePolicyResponse.SerializeToString,
+            ),
+            'SetQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetQuota,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.SetQuotaRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.SetQuotaResponse.SerializeToString,
+            ),
+            'GetQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetQuota,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.GetQuotaRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.GetQuotaResponse.SerializeToString,
+            ),
             'GetPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPolicy,
                     request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.GetPolicyRequest.FromString,
@@ -280,6 +576,16 @@ def add_ReplayServiceServicer_to_server(servicer, server):
                     servicer.WatchPolicy,
                     request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.WatchPolicyRequest.FromString,
                     response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.WatchPolicyResponse.SerializeToString,
+            ),
+            'Snapshot': grpc.unary_stream_rpc_method_handler(
+                    servicer.Snapshot,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.SnapshotRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.SnapshotPart.SerializeToString,
+            ),
+            'Restore': grpc.stream_unary_rpc_method_handler(
+                    servicer.Restore,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.SnapshotPart.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.RestoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -364,6 +670,33 @@ class ReplayService(object):
             target,
             '/groupreplay.v1.ReplayService/NextBatch',
             groupreplay_dot_v1_dot_replay__service__pb2.NextBatchRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Sample(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/Sample',
+            groupreplay_dot_v1_dot_replay__service__pb2.SampleRequest.SerializeToString,
             groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.FromString,
             options,
             channel_credentials,
@@ -484,6 +817,141 @@ class ReplayService(object):
             _registered_method=True)
 
     @staticmethod
+    def GetLineage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/GetLineage',
+            groupreplay_dot_v1_dot_replay__service__pb2.GetLineageRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.GetLineageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayStep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/ReplayStep',
+            groupreplay_dot_v1_dot_replay__service__pb2.ReplayStepRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Beat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/Beat',
+            groupreplay_dot_v1_dot_replay__service__pb2.BeatRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.BeatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Diagnose(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/Diagnose',
+            groupreplay_dot_v1_dot_replay__service__pb2.DiagnoseRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.DiagnoseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdatePriorities(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/UpdatePriorities',
+            groupreplay_dot_v1_dot_replay__service__pb2.UpdatePrioritiesRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.UpdatePrioritiesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def LocateGroups(request,
             target,
             options=(),
@@ -511,6 +979,114 @@ class ReplayService(object):
             _registered_method=True)
 
     @staticmethod
+    def GetGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/GetGroups',
+            groupreplay_dot_v1_dot_replay__service__pb2.GetGroupsRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.GetGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/DeleteGroups',
+            groupreplay_dot_v1_dot_replay__service__pb2.DeleteGroupsRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.DeleteGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushRollouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/PushRollouts',
+            groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushRolloutsStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/groupreplay.v1.ReplayService/PushRolloutsStream',
+            groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsStreamRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CreateTable(request,
             target,
             options=(),
@@ -527,6 +1103,60 @@ class ReplayService(object):
             '/groupreplay.v1.ReplayService/CreateTable',
             groupreplay_dot_v1_dot_replay__service__pb2.CreateTableRequest.SerializeToString,
             groupreplay_dot_v1_dot_replay__service__pb2.CreateTableResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateTable(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/UpdateTable',
+            groupreplay_dot_v1_dot_replay__service__pb2.UpdateTableRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.UpdateTableResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetTable(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/ResetTable',
+            groupreplay_dot_v1_dot_replay__service__pb2.ResetTableRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.ResetTableResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -619,6 +1249,114 @@ class ReplayService(object):
             _registered_method=True)
 
     @staticmethod
+    def RewindPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/RewindPolicy',
+            groupreplay_dot_v1_dot_replay__service__pb2.RewindPolicyRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.RewindPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolvePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/ResolvePolicy',
+            groupreplay_dot_v1_dot_replay__service__pb2.ResolvePolicyRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.ResolvePolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/SetQuota',
+            groupreplay_dot_v1_dot_replay__service__pb2.SetQuotaRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.SetQuotaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/GetQuota',
+            groupreplay_dot_v1_dot_replay__service__pb2.GetQuotaRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.GetQuotaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetPolicy(request,
             target,
             options=(),
@@ -662,6 +1400,60 @@ class ReplayService(object):
             '/groupreplay.v1.ReplayService/WatchPolicy',
             groupreplay_dot_v1_dot_replay__service__pb2.WatchPolicyRequest.SerializeToString,
             groupreplay_dot_v1_dot_replay__service__pb2.WatchPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Snapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/Snapshot',
+            groupreplay_dot_v1_dot_replay__service__pb2.SnapshotRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.SnapshotPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Restore(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/groupreplay.v1.ReplayService/Restore',
+            groupreplay_dot_v1_dot_replay__service__pb2.SnapshotPart.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.RestoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,8 @@ class ReplayServiceStub:
     """Stores groups of any size, and answers for each in the order they came."""
     NextBatch: _grpc.UnaryStreamMultiCallable[_replay_service_pb2.NextBatchRequest, _replay_service_pb2.NextBatchResponse]
     """Waits for a complete batch and hands it out under a lease."""
+    Sample: _grpc.UnaryStreamMultiCallable[_replay_service_pb2.SampleRequest, _replay_service_pb2.NextBatchResponse]
+    """Draws from replay, without fresh groups, and hands the draw out under a lease: for algorithms of one's own."""
     Commit: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.CommitRequest, _replay_service_pb2.CommitResponse]
     """Ends a lease after training: effective groups join replay, the others leave."""
     Release: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.ReleaseRequest, _replay_service_pb2.ReleaseResponse]
@@ -49,17 +51,52 @@ class ReplayServiceStub:
     """Moves the deadline of a lease."""
     RequestAdmission: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.RequestAdmissionRequest, _replay_service_pb2.RequestAdmissionResponse]
     """Waits until the table wants groups, and says how many this producer may generate."""
+    GetLineage: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.GetLineageRequest, _replay_service_pb2.GetLineageResponse]
+    """Says which groups a training step was given, and how they were drawn."""
+    ReplayStep: _grpc.UnaryStreamMultiCallable[_replay_service_pb2.ReplayStepRequest, _replay_service_pb2.NextBatchResponse]
+    """Serves the batch of a committed training step again, bit for bit."""
+    Beat: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.BeatRequest, _replay_service_pb2.BeatResponse]
+    """A producer says that it is there, and what it does."""
+    Diagnose: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.DiagnoseRequest, _replay_service_pb2.DiagnoseResponse]
+    """Says in plain words why a batch is, or is not, ready."""
+    UpdatePriorities: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.UpdatePrioritiesRequest, _replay_service_pb2.UpdatePrioritiesResponse]
+    """Takes note of what callers found out about groups."""
     LocateGroups: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.LocateGroupsRequest, _replay_service_pb2.LocateGroupsResponse]
     """Says where groups are."""
+    GetGroups: _grpc.UnaryStreamMultiCallable[_replay_service_pb2.GetGroupsRequest, _replay_service_pb2.GetGroupsResponse]
+    """Reads groups without taking them."""
+    DeleteGroups: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.DeleteGroupsRequest, _replay_service_pb2.DeleteGroupsResponse]
+    """Removes groups that are not in a lease as fresh."""
+    PushRollouts: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.PushRolloutsRequest, _replay_service_pb2.PushRolloutsResponse]
+    """Stores rollouts of groups whose rollouts end at different times or places. A group is inserted when all its rollouts
+    have come or its time is over. For what fits one message; larger pieces go through PushRolloutsStream.
+    """
+    PushRolloutsStream: _grpc.StreamStreamMultiCallable[_replay_service_pb2.PushRolloutsStreamRequest, _replay_service_pb2.PushRolloutsResponse]
+    """Stores pieces of any size, and answers for each in the order they came."""
     CreateTable: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.CreateTableRequest, _replay_service_pb2.CreateTableResponse]
     """Makes a table, and its run where it is the first. The same call again changes nothing."""
+    UpdateTable: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.UpdateTableRequest, _replay_service_pb2.UpdateTableResponse]
+    """Changes limits of a table while it runs."""
+    ResetTable: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.ResetTableRequest, _replay_service_pb2.ResetTableResponse]
+    """Removes every group of a table."""
     DescribeTable: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.DescribeTableRequest, _replay_service_pb2.DescribeTableResponse]
     ListTables: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.ListTablesRequest, _replay_service_pb2.ListTablesResponse]
     AdvancePolicy: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.AdvancePolicyRequest, _replay_service_pb2.AdvancePolicyResponse]
     """Publishes a policy version. Only the trainer calls it."""
+    RewindPolicy: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.RewindPolicyRequest, _replay_service_pb2.RewindPolicyResponse]
+    """Moves the clock back, for a trainer that restarts from an older checkpoint."""
+    ResolvePolicy: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.ResolvePolicyRequest, _replay_service_pb2.ResolvePolicyResponse]
+    """Returns the version that a label names."""
+    SetQuota: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.SetQuotaRequest, _replay_service_pb2.SetQuotaResponse]
+    """Limits what all tables of a run hold together."""
+    GetQuota: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.GetQuotaRequest, _replay_service_pb2.GetQuotaResponse]
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.GetPolicyRequest, _replay_service_pb2.GetPolicyResponse]
     WatchPolicy: _grpc.UnaryStreamMultiCallable[_replay_service_pb2.WatchPolicyRequest, _replay_service_pb2.WatchPolicyResponse]
     """Sends the current policy, then each newer one; versions published in quick succession may be skipped."""
+    Snapshot: _grpc.UnaryStreamMultiCallable[_replay_service_pb2.SnapshotRequest, _replay_service_pb2.SnapshotPart]
+    """Reads a table as it is at one moment, while it is in use. Payloads that leave meanwhile are kept for the reader."""
+    Restore: _grpc.StreamUnaryMultiCallable[_replay_service_pb2.SnapshotPart, _replay_service_pb2.RestoreResponse]
+    """Makes a new table from a snapshot. Nobody sees it, and an interrupted call leaves nothing, before its last part came."""
 
 @_typing.type_check_only
 class ReplayServiceAsyncStub(ReplayServiceStub):
@@ -74,6 +111,8 @@ class ReplayServiceAsyncStub(ReplayServiceStub):
     """Stores groups of any size, and answers for each in the order they came."""
     NextBatch: _aio.UnaryStreamMultiCallable[_replay_service_pb2.NextBatchRequest, _replay_service_pb2.NextBatchResponse]  # type: ignore[assignment]
     """Waits for a complete batch and hands it out under a lease."""
+    Sample: _aio.UnaryStreamMultiCallable[_replay_service_pb2.SampleRequest, _replay_service_pb2.NextBatchResponse]  # type: ignore[assignment]
+    """Draws from replay, without fresh groups, and hands the draw out under a lease: for algorithms of one's own."""
     Commit: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.CommitRequest, _replay_service_pb2.CommitResponse]  # type: ignore[assignment]
     """Ends a lease after training: effective groups join replay, the others leave."""
     Release: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.ReleaseRequest, _replay_service_pb2.ReleaseResponse]  # type: ignore[assignment]
@@ -82,17 +121,52 @@ class ReplayServiceAsyncStub(ReplayServiceStub):
     """Moves the deadline of a lease."""
     RequestAdmission: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.RequestAdmissionRequest, _replay_service_pb2.RequestAdmissionResponse]  # type: ignore[assignment]
     """Waits until the table wants groups, and says how many this producer may generate."""
+    GetLineage: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.GetLineageRequest, _replay_service_pb2.GetLineageResponse]  # type: ignore[assignment]
+    """Says which groups a training step was given, and how they were drawn."""
+    ReplayStep: _aio.UnaryStreamMultiCallable[_replay_service_pb2.ReplayStepRequest, _replay_service_pb2.NextBatchResponse]  # type: ignore[assignment]
+    """Serves the batch of a committed training step again, bit for bit."""
+    Beat: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.BeatRequest, _replay_service_pb2.BeatResponse]  # type: ignore[assignment]
+    """A producer says that it is there, and what it does."""
+    Diagnose: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.DiagnoseRequest, _replay_service_pb2.DiagnoseResponse]  # type: ignore[assignment]
+    """Says in plain words why a batch is, or is not, ready."""
+    UpdatePriorities: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.UpdatePrioritiesRequest, _replay_service_pb2.UpdatePrioritiesResponse]  # type: ignore[assignment]
+    """Takes note of what callers found out about groups."""
     LocateGroups: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.LocateGroupsRequest, _replay_service_pb2.LocateGroupsResponse]  # type: ignore[assignment]
     """Says where groups are."""
+    GetGroups: _aio.UnaryStreamMultiCallable[_replay_service_pb2.GetGroupsRequest, _replay_service_pb2.GetGroupsResponse]  # type: ignore[assignment]
+    """Reads groups without taking them."""
+    DeleteGroups: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.DeleteGroupsRequest, _replay_service_pb2.DeleteGroupsResponse]  # type: ignore[assignment]
+    """Removes groups that are not in a lease as fresh."""
+    PushRollouts: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.PushRolloutsRequest, _replay_service_pb2.PushRolloutsResponse]  # type: ignore[assignment]
+    """Stores rollouts of groups whose rollouts end at different times or places. A group is inserted when all its rollouts
+    have come or its time is over. For what fits one message; larger pieces go through PushRolloutsStream.
+    """
+    PushRolloutsStream: _aio.StreamStreamMultiCallable[_replay_service_pb2.PushRolloutsStreamRequest, _replay_service_pb2.PushRolloutsResponse]  # type: ignore[assignment]
+    """Stores pieces of any size, and answers for each in the order they came."""
     CreateTable: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.CreateTableRequest, _replay_service_pb2.CreateTableResponse]  # type: ignore[assignment]
     """Makes a table, and its run where it is the first. The same call again changes nothing."""
+    UpdateTable: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.UpdateTableRequest, _replay_service_pb2.UpdateTableResponse]  # type: ignore[assignment]
+    """Changes limits of a table while it runs."""
+    ResetTable: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.ResetTableRequest, _replay_service_pb2.ResetTableResponse]  # type: ignore[assignment]
+    """Removes every group of a table."""
     DescribeTable: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.DescribeTableRequest, _replay_service_pb2.DescribeTableResponse]  # type: ignore[assignment]
     ListTables: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.ListTablesRequest, _replay_service_pb2.ListTablesResponse]  # type: ignore[assignment]
     AdvancePolicy: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.AdvancePolicyRequest, _replay_service_pb2.AdvancePolicyResponse]  # type: ignore[assignment]
     """Publishes a policy version. Only the trainer calls it."""
+    RewindPolicy: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.RewindPolicyRequest, _replay_service_pb2.RewindPolicyResponse]  # type: ignore[assignment]
+    """Moves the clock back, for a trainer that restarts from an older checkpoint."""
+    ResolvePolicy: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.ResolvePolicyRequest, _replay_service_pb2.ResolvePolicyResponse]  # type: ignore[assignment]
+    """Returns the version that a label names."""
+    SetQuota: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.SetQuotaRequest, _replay_service_pb2.SetQuotaResponse]  # type: ignore[assignment]
+    """Limits what all tables of a run hold together."""
+    GetQuota: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.GetQuotaRequest, _replay_service_pb2.GetQuotaResponse]  # type: ignore[assignment]
     GetPolicy: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.GetPolicyRequest, _replay_service_pb2.GetPolicyResponse]  # type: ignore[assignment]
     WatchPolicy: _aio.UnaryStreamMultiCallable[_replay_service_pb2.WatchPolicyRequest, _replay_service_pb2.WatchPolicyResponse]  # type: ignore[assignment]
     """Sends the current policy, then each newer one; versions published in quick succession may be skipped."""
+    Snapshot: _aio.UnaryStreamMultiCallable[_replay_service_pb2.SnapshotRequest, _replay_service_pb2.SnapshotPart]  # type: ignore[assignment]
+    """Reads a table as it is at one moment, while it is in use. Payloads that leave meanwhile are kept for the reader."""
+    Restore: _aio.StreamUnaryMultiCallable[_replay_service_pb2.SnapshotPart, _replay_service_pb2.RestoreResponse]  # type: ignore[assignment]
+    """Makes a new table from a snapshot. Nobody sees it, and an interrupted call leaves nothing, before its last part came."""
 
 class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
     """Group replay for RLVR: producers insert scored rollout groups, trainers take complete batches.
@@ -122,6 +196,14 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_replay_service_pb2.NextBatchResponse], _abc.AsyncIterator[_replay_service_pb2.NextBatchResponse]]:
         """Waits for a complete batch and hands it out under a lease."""
+
+    @_abc_1.abstractmethod
+    def Sample(
+        self,
+        request: _replay_service_pb2.SampleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_replay_service_pb2.NextBatchResponse], _abc.AsyncIterator[_replay_service_pb2.NextBatchResponse]]:
+        """Draws from replay, without fresh groups, and hands the draw out under a lease: for algorithms of one's own."""
 
     @_abc_1.abstractmethod
     def Commit(
@@ -156,6 +238,46 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         """Waits until the table wants groups, and says how many this producer may generate."""
 
     @_abc_1.abstractmethod
+    def GetLineage(
+        self,
+        request: _replay_service_pb2.GetLineageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.GetLineageResponse, _abc.Awaitable[_replay_service_pb2.GetLineageResponse]]:
+        """Says which groups a training step was given, and how they were drawn."""
+
+    @_abc_1.abstractmethod
+    def ReplayStep(
+        self,
+        request: _replay_service_pb2.ReplayStepRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_replay_service_pb2.NextBatchResponse], _abc.AsyncIterator[_replay_service_pb2.NextBatchResponse]]:
+        """Serves the batch of a committed training step again, bit for bit."""
+
+    @_abc_1.abstractmethod
+    def Beat(
+        self,
+        request: _replay_service_pb2.BeatRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.BeatResponse, _abc.Awaitable[_replay_service_pb2.BeatResponse]]:
+        """A producer says that it is there, and what it does."""
+
+    @_abc_1.abstractmethod
+    def Diagnose(
+        self,
+        request: _replay_service_pb2.DiagnoseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.DiagnoseResponse, _abc.Awaitable[_replay_service_pb2.DiagnoseResponse]]:
+        """Says in plain words why a batch is, or is not, ready."""
+
+    @_abc_1.abstractmethod
+    def UpdatePriorities(
+        self,
+        request: _replay_service_pb2.UpdatePrioritiesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.UpdatePrioritiesResponse, _abc.Awaitable[_replay_service_pb2.UpdatePrioritiesResponse]]:
+        """Takes note of what callers found out about groups."""
+
+    @_abc_1.abstractmethod
     def LocateGroups(
         self,
         request: _replay_service_pb2.LocateGroupsRequest,
@@ -164,12 +286,62 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         """Says where groups are."""
 
     @_abc_1.abstractmethod
+    def GetGroups(
+        self,
+        request: _replay_service_pb2.GetGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_replay_service_pb2.GetGroupsResponse], _abc.AsyncIterator[_replay_service_pb2.GetGroupsResponse]]:
+        """Reads groups without taking them."""
+
+    @_abc_1.abstractmethod
+    def DeleteGroups(
+        self,
+        request: _replay_service_pb2.DeleteGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.DeleteGroupsResponse, _abc.Awaitable[_replay_service_pb2.DeleteGroupsResponse]]:
+        """Removes groups that are not in a lease as fresh."""
+
+    @_abc_1.abstractmethod
+    def PushRollouts(
+        self,
+        request: _replay_service_pb2.PushRolloutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.PushRolloutsResponse, _abc.Awaitable[_replay_service_pb2.PushRolloutsResponse]]:
+        """Stores rollouts of groups whose rollouts end at different times or places. A group is inserted when all its rollouts
+        have come or its time is over. For what fits one message; larger pieces go through PushRolloutsStream.
+        """
+
+    @_abc_1.abstractmethod
+    def PushRolloutsStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_replay_service_pb2.PushRolloutsStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_replay_service_pb2.PushRolloutsResponse], _abc.AsyncIterator[_replay_service_pb2.PushRolloutsResponse]]:
+        """Stores pieces of any size, and answers for each in the order they came."""
+
+    @_abc_1.abstractmethod
     def CreateTable(
         self,
         request: _replay_service_pb2.CreateTableRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_replay_service_pb2.CreateTableResponse, _abc.Awaitable[_replay_service_pb2.CreateTableResponse]]:
         """Makes a table, and its run where it is the first. The same call again changes nothing."""
+
+    @_abc_1.abstractmethod
+    def UpdateTable(
+        self,
+        request: _replay_service_pb2.UpdateTableRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.UpdateTableResponse, _abc.Awaitable[_replay_service_pb2.UpdateTableResponse]]:
+        """Changes limits of a table while it runs."""
+
+    @_abc_1.abstractmethod
+    def ResetTable(
+        self,
+        request: _replay_service_pb2.ResetTableRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.ResetTableResponse, _abc.Awaitable[_replay_service_pb2.ResetTableResponse]]:
+        """Removes every group of a table."""
 
     @_abc_1.abstractmethod
     def DescribeTable(
@@ -194,6 +366,37 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         """Publishes a policy version. Only the trainer calls it."""
 
     @_abc_1.abstractmethod
+    def RewindPolicy(
+        self,
+        request: _replay_service_pb2.RewindPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.RewindPolicyResponse, _abc.Awaitable[_replay_service_pb2.RewindPolicyResponse]]:
+        """Moves the clock back, for a trainer that restarts from an older checkpoint."""
+
+    @_abc_1.abstractmethod
+    def ResolvePolicy(
+        self,
+        request: _replay_service_pb2.ResolvePolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.ResolvePolicyResponse, _abc.Awaitable[_replay_service_pb2.ResolvePolicyResponse]]:
+        """Returns the version that a label names."""
+
+    @_abc_1.abstractmethod
+    def SetQuota(
+        self,
+        request: _replay_service_pb2.SetQuotaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.SetQuotaResponse, _abc.Awaitable[_replay_service_pb2.SetQuotaResponse]]:
+        """Limits what all tables of a run hold together."""
+
+    @_abc_1.abstractmethod
+    def GetQuota(
+        self,
+        request: _replay_service_pb2.GetQuotaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.GetQuotaResponse, _abc.Awaitable[_replay_service_pb2.GetQuotaResponse]]: ...
+
+    @_abc_1.abstractmethod
     def GetPolicy(
         self,
         request: _replay_service_pb2.GetPolicyRequest,
@@ -207,5 +410,21 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_replay_service_pb2.WatchPolicyResponse], _abc.AsyncIterator[_replay_service_pb2.WatchPolicyResponse]]:
         """Sends the current policy, then each newer one; versions published in quick succession may be skipped."""
+
+    @_abc_1.abstractmethod
+    def Snapshot(
+        self,
+        request: _replay_service_pb2.SnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_replay_service_pb2.SnapshotPart], _abc.AsyncIterator[_replay_service_pb2.SnapshotPart]]:
+        """Reads a table as it is at one moment, while it is in use. Payloads that leave meanwhile are kept for the reader."""
+
+    @_abc_1.abstractmethod
+    def Restore(
+        self,
+        request_iterator: _MaybeAsyncIterator[_replay_service_pb2.SnapshotPart],
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.RestoreResponse, _abc.Awaitable[_replay_service_pb2.RestoreResponse]]:
+        """Makes a new table from a snapshot. Nobody sees it, and an interrupted call leaves nothing, before its last part came."""
 
 def add_ReplayServiceServicer_to_server(servicer: ReplayServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -34,6 +34,8 @@ class _FillEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fill.ValueType],
     """DAPO: takes fresh groups until batch_size effective ones are there."""
     FILL_KEEP: _Fill.ValueType  # 4
     """GRPO: fresh groups as they come, ineffective ones included."""
+    FILL_SAMPLE: _Fill.ValueType  # 5
+    """No batches: effective groups join replay as they come, for Sample."""
 
 class Fill(_Fill, metaclass=_FillEnumTypeWrapper): ...
 
@@ -46,24 +48,156 @@ FILL_RESAMPLE: Fill.ValueType  # 3
 """DAPO: takes fresh groups until batch_size effective ones are there."""
 FILL_KEEP: Fill.ValueType  # 4
 """GRPO: fresh groups as they come, ineffective ones included."""
+FILL_SAMPLE: Fill.ValueType  # 5
+"""No batches: effective groups join replay as they come, for Sample."""
 Global___Fill: _TypeAlias = Fill  # noqa: Y015
 
-class _Refill:
+class _Sampler:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _RefillEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Refill.ValueType], _builtins.type):
+class _SamplerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sampler.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
-    REFILL_UNSPECIFIED: _Refill.ValueType  # 0
-    REFILL_RECENCY: _Refill.ValueType  # 1
+    SAMPLER_UNSPECIFIED: _Sampler.ValueType  # 0
+    SAMPLER_RECENCY: _Sampler.ValueType  # 1
     """Newest policy version first, then latest arrival."""
+    SAMPLER_PRIORITIZED: _Sampler.ValueType  # 2
+    """At random, in proportion to weight."""
+    SAMPLER_UNIFORM: _Sampler.ValueType  # 3
+    """At random, all alike."""
+    SAMPLER_FIFO: _Sampler.ValueType  # 4
+    """Earliest arrival first."""
+    SAMPLER_LIFO: _Sampler.ValueType  # 5
+    """Latest arrival first."""
+    SAMPLER_MAX_PRIORITY: _Sampler.ValueType  # 6
+    """Highest priority first."""
+    SAMPLER_MIN_DIVERGENCE: _Sampler.ValueType  # 7
+    """Lowest KL fed back first; a group without feedback counts as 0."""
 
-class Refill(_Refill, metaclass=_RefillEnumTypeWrapper): ...
+class Sampler(_Sampler, metaclass=_SamplerEnumTypeWrapper): ...
 
-REFILL_UNSPECIFIED: Refill.ValueType  # 0
-REFILL_RECENCY: Refill.ValueType  # 1
+SAMPLER_UNSPECIFIED: Sampler.ValueType  # 0
+SAMPLER_RECENCY: Sampler.ValueType  # 1
 """Newest policy version first, then latest arrival."""
-Global___Refill: _TypeAlias = Refill  # noqa: Y015
+SAMPLER_PRIORITIZED: Sampler.ValueType  # 2
+"""At random, in proportion to weight."""
+SAMPLER_UNIFORM: Sampler.ValueType  # 3
+"""At random, all alike."""
+SAMPLER_FIFO: Sampler.ValueType  # 4
+"""Earliest arrival first."""
+SAMPLER_LIFO: Sampler.ValueType  # 5
+"""Latest arrival first."""
+SAMPLER_MAX_PRIORITY: Sampler.ValueType  # 6
+"""Highest priority first."""
+SAMPLER_MIN_DIVERGENCE: Sampler.ValueType  # 7
+"""Lowest KL fed back first; a group without feedback counts as 0."""
+Global___Sampler: _TypeAlias = Sampler  # noqa: Y015
+
+class _Remover:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RemoverEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Remover.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REMOVER_UNSPECIFIED: _Remover.ValueType  # 0
+    REMOVER_FIFO: _Remover.ValueType  # 1
+    """Earliest arrival first."""
+    REMOVER_LIFO: _Remover.ValueType  # 2
+    """Latest arrival first."""
+    REMOVER_LOWEST_PRIORITY: _Remover.ValueType  # 3
+    REMOVER_MOST_STALE: _Remover.ValueType  # 4
+    """Oldest policy version first, then earliest arrival."""
+
+class Remover(_Remover, metaclass=_RemoverEnumTypeWrapper): ...
+
+REMOVER_UNSPECIFIED: Remover.ValueType  # 0
+REMOVER_FIFO: Remover.ValueType  # 1
+"""Earliest arrival first."""
+REMOVER_LIFO: Remover.ValueType  # 2
+"""Latest arrival first."""
+REMOVER_LOWEST_PRIORITY: Remover.ValueType  # 3
+REMOVER_MOST_STALE: Remover.ValueType  # 4
+"""Oldest policy version first, then earliest arrival."""
+Global___Remover: _TypeAlias = Remover  # noqa: Y015
+
+class _PrioritySource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PrioritySourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PrioritySource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _PrioritySource.ValueType  # 0
+    PRIORITY_CALLER: _PrioritySource.ValueType  # 1
+    """GroupHeader.priority, else 1."""
+    PRIORITY_REWARD_VARIANCE: _PrioritySource.ValueType  # 2
+    """Variance of the rewards; p(1-p) where they are 0 and 1."""
+    PRIORITY_ADVANTAGE: _PrioritySource.ValueType  # 3
+    """Mean distance of the rewards from their mean, which is the mean |advantage| times the standard deviation."""
+
+class PrioritySource(_PrioritySource, metaclass=_PrioritySourceEnumTypeWrapper): ...
+
+PRIORITY_UNSPECIFIED: PrioritySource.ValueType  # 0
+PRIORITY_CALLER: PrioritySource.ValueType  # 1
+"""GroupHeader.priority, else 1."""
+PRIORITY_REWARD_VARIANCE: PrioritySource.ValueType  # 2
+"""Variance of the rewards; p(1-p) where they are 0 and 1."""
+PRIORITY_ADVANTAGE: PrioritySource.ValueType  # 3
+"""Mean distance of the rewards from their mean, which is the mean |advantage| times the standard deviation."""
+Global___PrioritySource: _TypeAlias = PrioritySource  # noqa: Y015
+
+class _StalenessRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StalenessRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StalenessRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STALENESS_UNSPECIFIED: _StalenessRule.ValueType  # 0
+    STALENESS_DROP: _StalenessRule.ValueType  # 1
+    """They leave, and are refused at insert."""
+    STALENESS_WAIT: _StalenessRule.ValueType  # 2
+    """As drop, but a batch waits for admitted groups that would be too old in the next version, until their admission ends:
+    slow prompts are not lost.
+    """
+    STALENESS_WITHHOLD: _StalenessRule.ValueType  # 3
+    """They stay without being delivered, and count against the capacities."""
+
+class StalenessRule(_StalenessRule, metaclass=_StalenessRuleEnumTypeWrapper): ...
+
+STALENESS_UNSPECIFIED: StalenessRule.ValueType  # 0
+STALENESS_DROP: StalenessRule.ValueType  # 1
+"""They leave, and are refused at insert."""
+STALENESS_WAIT: StalenessRule.ValueType  # 2
+"""As drop, but a batch waits for admitted groups that would be too old in the next version, until their admission ends:
+slow prompts are not lost.
+"""
+STALENESS_WITHHOLD: StalenessRule.ValueType  # 3
+"""They stay without being delivered, and count against the capacities."""
+Global___StalenessRule: _TypeAlias = StalenessRule  # noqa: Y015
+
+class _Durability:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
+    DURABILITY_MEMORY: _Durability.ValueType  # 1
+    """Redis has it in memory."""
+    DURABILITY_AOF: _Durability.ValueType  # 2
+    """It is in the append-only file, synced to disk."""
+    DURABILITY_REPLICAS: _Durability.ValueType  # 3
+    """A replica has it as well."""
+
+class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper): ...
+
+DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
+DURABILITY_MEMORY: Durability.ValueType  # 1
+"""Redis has it in memory."""
+DURABILITY_AOF: Durability.ValueType  # 2
+"""It is in the append-only file, synced to disk."""
+DURABILITY_REPLICAS: Durability.ValueType  # 3
+"""A replica has it as well."""
+Global___Durability: _TypeAlias = Durability  # noqa: Y015
 
 class _GroupState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -100,7 +234,7 @@ class TableConfig(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FILL_FIELD_NUMBER: _builtins.int
-    REFILL_FIELD_NUMBER: _builtins.int
+    SAMPLER_FIELD_NUMBER: _builtins.int
     REPLAY_CAPACITY_FIELD_NUMBER: _builtins.int
     FRESH_CAPACITY_FIELD_NUMBER: _builtins.int
     MAX_STALENESS_FIELD_NUMBER: _builtins.int
@@ -110,16 +244,35 @@ class TableConfig(_message.Message):
     ALLOW_REPEATED_PROMPTS_FIELD_NUMBER: _builtins.int
     KEEP_INEFFECTIVE_PAYLOAD_FIELD_NUMBER: _builtins.int
     AHEAD_GROUPS_FIELD_NUMBER: _builtins.int
+    REMOVER_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    RECENCY_DECAY_FIELD_NUMBER: _builtins.int
+    USE_DECAY_FIELD_NUMBER: _builtins.int
+    KL_DECAY_FIELD_NUMBER: _builtins.int
+    ESS_ALPHA_FIELD_NUMBER: _builtins.int
+    IMPORTANCE_BETA_FIELD_NUMBER: _builtins.int
+    MIN_STALENESS_FIELD_NUMBER: _builtins.int
+    MAX_KL_FIELD_NUMBER: _builtins.int
+    STALENESS_RULE_FIELD_NUMBER: _builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    TTL_S_FIELD_NUMBER: _builtins.int
+    RATE_LIMIT_FIELD_NUMBER: _builtins.int
+    GROUPS_PER_VERSION_FIELD_NUMBER: _builtins.int
+    REPLAY_INEFFECTIVE_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    LINEAGE_STEPS_FIELD_NUMBER: _builtins.int
+    LINEAGE_PAYLOAD_STEPS_FIELD_NUMBER: _builtins.int
     fill: Global___Fill.ValueType
     """What takes the slots of ineffective groups [FILL_REPLAY]."""
-    refill: Global___Refill.ValueType
-    """Which replay groups refill, under FILL_REPLAY [REFILL_RECENCY]."""
+    sampler: Global___Sampler.ValueType
+    """The order in which replay groups are drawn, for refilling and for Sample [SAMPLER_RECENCY]."""
     replay_capacity: _builtins.int
-    """Replay groups kept; the oldest leave first [1024]."""
+    """Replay groups kept; beyond, the remover decides which leave [1024]."""
     fresh_capacity: _builtins.int
     """Fresh groups kept; Insert answers TABLE_FULL beyond [4096]."""
     max_staleness: _builtins.int
-    """Groups older than this many policy versions are dropped, and refused at insert [unlimited]."""
+    """Groups older than this many policy versions are not delivered; staleness_rule says what becomes of them [unlimited]."""
     max_times_sampled: _builtins.int
     """Deliveries after which a group leaves [unlimited]."""
     min_reward_std: _builtins.float
@@ -134,11 +287,58 @@ class TableConfig(_message.Message):
     """RequestAdmission lets producers run this many groups ahead of the trainer; 0 = they
     generate only what a waiting NextBatch misses [unlimited].
     """
+    remover: Global___Remover.ValueType
+    """Which replay groups leave for newer ones [REMOVER_MOST_STALE]."""
+    priority: Global___PrioritySource.ValueType
+    """Weight of a group under SAMPLER_PRIORITIZED:
+    priority^alpha * recency_decay^staleness * use_decay^deliveries * exp(-kl_decay * kl) * ess^ess_alpha.
+    Where a group's priority comes from until a caller sets it [PRIORITY_CALLER].
+    """
+    alpha: _builtins.float
+    """At least 0 [1]."""
+    recency_decay: _builtins.float
+    """In (0, 1] [1]."""
+    use_decay: _builtins.float
+    """In (0, 1] [1]."""
+    kl_decay: _builtins.float
+    """At least 0 [0]."""
+    ess_alpha: _builtins.float
+    """At least 0 [0]."""
+    importance_beta: _builtins.float
+    """Exponent of the importance weights, in [0, 1] [0.4]."""
+    min_staleness: _builtins.int
+    """Replay groups younger than this many policy versions are not drawn [0]."""
+    max_kl: _builtins.float
+    """Replay groups with a KL fed back above this are not drawn [unlimited]."""
+    staleness_rule: Global___StalenessRule.ValueType
+    """What becomes of groups older than max_staleness [STALENESS_DROP]."""
+    capacity_bytes: _builtins.int
+    """Payload bytes kept: replay groups leave beyond, and Insert answers TABLE_FULL when none is left [unlimited]."""
+    ttl_s: _builtins.float
+    """Seconds after which a fresh or replay group leaves [unlimited]."""
+    groups_per_version: _builtins.int
+    """RequestAdmission lets producers generate, in all, (max_staleness + policy version + 1) times this many groups,
+    the rule of AReaL: whatever they made beyond would be too old when its turn comes. Needs max_staleness. [unlimited]
+    """
+    replay_ineffective: _builtins.bool
+    """Whether groups without reward variance join replay too; for ablations."""
+    durability: Global___Durability.ValueType
+    """What an acknowledged insert or commit has reached [DURABILITY_MEMORY]."""
+    lineage_steps: _builtins.int
+    """Committed training steps whose lineage is kept: groups, versions, probabilities, seed [1000]."""
+    lineage_payload_steps: _builtins.int
+    """Of these, the newest whose groups stay readable after they left the table, so that ReplayStep serves their batches
+    again; they take memory until then [0].
+    """
+    @_builtins.property
+    def rate_limit(self) -> Global___RateLimit:
+        """Under FILL_SAMPLE: how inserts and samples hold each other back [not at all]."""
+
     def __init__(
         self,
         *,
         fill: Global___Fill.ValueType = ...,
-        refill: Global___Refill.ValueType = ...,
+        sampler: Global___Sampler.ValueType = ...,
         replay_capacity: _builtins.int = ...,
         fresh_capacity: _builtins.int = ...,
         max_staleness: _builtins.int | None = ...,
@@ -148,29 +348,170 @@ class TableConfig(_message.Message):
         allow_repeated_prompts: _builtins.bool = ...,
         keep_ineffective_payload: _builtins.bool = ...,
         ahead_groups: _builtins.int | None = ...,
+        remover: Global___Remover.ValueType = ...,
+        priority: Global___PrioritySource.ValueType = ...,
+        alpha: _builtins.float | None = ...,
+        recency_decay: _builtins.float | None = ...,
+        use_decay: _builtins.float | None = ...,
+        kl_decay: _builtins.float | None = ...,
+        ess_alpha: _builtins.float | None = ...,
+        importance_beta: _builtins.float | None = ...,
+        min_staleness: _builtins.int = ...,
+        max_kl: _builtins.float | None = ...,
+        staleness_rule: Global___StalenessRule.ValueType = ...,
+        capacity_bytes: _builtins.int | None = ...,
+        ttl_s: _builtins.float | None = ...,
+        rate_limit: Global___RateLimit | None = ...,
+        groups_per_version: _builtins.int | None = ...,
+        replay_ineffective: _builtins.bool = ...,
+        durability: Global___Durability.ValueType = ...,
+        lineage_steps: _builtins.int | None = ...,
+        lineage_payload_steps: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_ahead_groups", b"_ahead_groups", "_max_staleness", b"_max_staleness", "_max_times_sampled", b"_max_times_sampled", "_min_reward_std", b"_min_reward_std", "ahead_groups", b"ahead_groups", "max_staleness", b"max_staleness", "max_times_sampled", b"max_times_sampled", "min_reward_std", b"min_reward_std"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ahead_groups", b"_ahead_groups", "_alpha", b"_alpha", "_capacity_bytes", b"_capacity_bytes", "_ess_alpha", b"_ess_alpha", "_groups_per_version", b"_groups_per_version", "_importance_beta", b"_importance_beta", "_kl_decay", b"_kl_decay", "_lineage_steps", b"_lineage_steps", "_max_kl", b"_max_kl", "_max_staleness", b"_max_staleness", "_max_times_sampled", b"_max_times_sampled", "_min_reward_std", b"_min_reward_std", "_recency_decay", b"_recency_decay", "_ttl_s", b"_ttl_s", "_use_decay", b"_use_decay", "ahead_groups", b"ahead_groups", "alpha", b"alpha", "capacity_bytes", b"capacity_bytes", "ess_alpha", b"ess_alpha", "groups_per_version", b"groups_per_version", "importance_beta", b"importance_beta", "kl_decay", b"kl_decay", "lineage_steps", b"lineage_steps", "max_kl", b"max_kl", "max_staleness", b"max_staleness", "max_times_sampled", b"max_times_sampled", "min_reward_std", b"min_reward_std", "rate_limit", b"rate_limit", "recency_decay", b"recency_decay", "ttl_s", b"ttl_s", "use_decay", b"use_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ahead_groups", b"_ahead_groups", "_max_staleness", b"_max_staleness", "_max_times_sampled", b"_max_times_sampled", "_min_reward_std", b"_min_reward_std", "ahead_groups", b"ahead_groups", "allow_repeated_prompts", b"allow_repeated_prompts", "fill", b"fill", "fresh_capacity", b"fresh_capacity", "keep_ineffective_payload", b"keep_ineffective_payload", "max_group_bytes", b"max_group_bytes", "max_staleness", b"max_staleness", "max_times_sampled", b"max_times_sampled", "min_reward_std", b"min_reward_std", "refill", b"refill", "replay_capacity", b"replay_capacity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ahead_groups", b"_ahead_groups", "_alpha", b"_alpha", "_capacity_bytes", b"_capacity_bytes", "_ess_alpha", b"_ess_alpha", "_groups_per_version", b"_groups_per_version", "_importance_beta", b"_importance_beta", "_kl_decay", b"_kl_decay", "_lineage_steps", b"_lineage_steps", "_max_kl", b"_max_kl", "_max_staleness", b"_max_staleness", "_max_times_sampled", b"_max_times_sampled", "_min_reward_std", b"_min_reward_std", "_recency_decay", b"_recency_decay", "_ttl_s", b"_ttl_s", "_use_decay", b"_use_decay", "ahead_groups", b"ahead_groups", "allow_repeated_prompts", b"allow_repeated_prompts", "alpha", b"alpha", "capacity_bytes", b"capacity_bytes", "durability", b"durability", "ess_alpha", b"ess_alpha", "fill", b"fill", "fresh_capacity", b"fresh_capacity", "groups_per_version", b"groups_per_version", "importance_beta", b"importance_beta", "keep_ineffective_payload", b"keep_ineffective_payload", "kl_decay", b"kl_decay", "lineage_payload_steps", b"lineage_payload_steps", "lineage_steps", b"lineage_steps", "max_group_bytes", b"max_group_bytes", "max_kl", b"max_kl", "max_staleness", b"max_staleness", "max_times_sampled", b"max_times_sampled", "min_reward_std", b"min_reward_std", "min_staleness", b"min_staleness", "priority", b"priority", "rate_limit", b"rate_limit", "recency_decay", b"recency_decay", "remover", b"remover", "replay_capacity", b"replay_capacity", "replay_ineffective", b"replay_ineffective", "sampler", b"sampler", "staleness_rule", b"staleness_rule", "ttl_s", b"ttl_s", "use_decay", b"use_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ahead_groups: _TypeAlias = _typing.Literal["ahead_groups"]  # noqa: Y015
     _WhichOneofArgType__ahead_groups: _TypeAlias = _typing.Literal["_ahead_groups", b"_ahead_groups"]  # noqa: Y015
+    _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
+    _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
+    _WhichOneofReturnType__capacity_bytes: _TypeAlias = _typing.Literal["capacity_bytes"]  # noqa: Y015
+    _WhichOneofArgType__capacity_bytes: _TypeAlias = _typing.Literal["_capacity_bytes", b"_capacity_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__ess_alpha: _TypeAlias = _typing.Literal["ess_alpha"]  # noqa: Y015
+    _WhichOneofArgType__ess_alpha: _TypeAlias = _typing.Literal["_ess_alpha", b"_ess_alpha"]  # noqa: Y015
+    _WhichOneofReturnType__groups_per_version: _TypeAlias = _typing.Literal["groups_per_version"]  # noqa: Y015
+    _WhichOneofArgType__groups_per_version: _TypeAlias = _typing.Literal["_groups_per_version", b"_groups_per_version"]  # noqa: Y015
+    _WhichOneofReturnType__importance_beta: _TypeAlias = _typing.Literal["importance_beta"]  # noqa: Y015
+    _WhichOneofArgType__importance_beta: _TypeAlias = _typing.Literal["_importance_beta", b"_importance_beta"]  # noqa: Y015
+    _WhichOneofReturnType__kl_decay: _TypeAlias = _typing.Literal["kl_decay"]  # noqa: Y015
+    _WhichOneofArgType__kl_decay: _TypeAlias = _typing.Literal["_kl_decay", b"_kl_decay"]  # noqa: Y015
+    _WhichOneofReturnType__lineage_steps: _TypeAlias = _typing.Literal["lineage_steps"]  # noqa: Y015
+    _WhichOneofArgType__lineage_steps: _TypeAlias = _typing.Literal["_lineage_steps", b"_lineage_steps"]  # noqa: Y015
+    _WhichOneofReturnType__max_kl: _TypeAlias = _typing.Literal["max_kl"]  # noqa: Y015
+    _WhichOneofArgType__max_kl: _TypeAlias = _typing.Literal["_max_kl", b"_max_kl"]  # noqa: Y015
     _WhichOneofReturnType__max_staleness: _TypeAlias = _typing.Literal["max_staleness"]  # noqa: Y015
     _WhichOneofArgType__max_staleness: _TypeAlias = _typing.Literal["_max_staleness", b"_max_staleness"]  # noqa: Y015
     _WhichOneofReturnType__max_times_sampled: _TypeAlias = _typing.Literal["max_times_sampled"]  # noqa: Y015
     _WhichOneofArgType__max_times_sampled: _TypeAlias = _typing.Literal["_max_times_sampled", b"_max_times_sampled"]  # noqa: Y015
     _WhichOneofReturnType__min_reward_std: _TypeAlias = _typing.Literal["min_reward_std"]  # noqa: Y015
     _WhichOneofArgType__min_reward_std: _TypeAlias = _typing.Literal["_min_reward_std", b"_min_reward_std"]  # noqa: Y015
+    _WhichOneofReturnType__recency_decay: _TypeAlias = _typing.Literal["recency_decay"]  # noqa: Y015
+    _WhichOneofArgType__recency_decay: _TypeAlias = _typing.Literal["_recency_decay", b"_recency_decay"]  # noqa: Y015
+    _WhichOneofReturnType__ttl_s: _TypeAlias = _typing.Literal["ttl_s"]  # noqa: Y015
+    _WhichOneofArgType__ttl_s: _TypeAlias = _typing.Literal["_ttl_s", b"_ttl_s"]  # noqa: Y015
+    _WhichOneofReturnType__use_decay: _TypeAlias = _typing.Literal["use_decay"]  # noqa: Y015
+    _WhichOneofArgType__use_decay: _TypeAlias = _typing.Literal["_use_decay", b"_use_decay"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ahead_groups) -> _WhichOneofReturnType__ahead_groups | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__capacity_bytes) -> _WhichOneofReturnType__capacity_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ess_alpha) -> _WhichOneofReturnType__ess_alpha | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__groups_per_version) -> _WhichOneofReturnType__groups_per_version | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__importance_beta) -> _WhichOneofReturnType__importance_beta | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kl_decay) -> _WhichOneofReturnType__kl_decay | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lineage_steps) -> _WhichOneofReturnType__lineage_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_kl) -> _WhichOneofReturnType__max_kl | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_staleness) -> _WhichOneofReturnType__max_staleness | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_times_sampled) -> _WhichOneofReturnType__max_times_sampled | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_reward_std) -> _WhichOneofReturnType__min_reward_std | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recency_decay) -> _WhichOneofReturnType__recency_decay | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_s) -> _WhichOneofReturnType__ttl_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__use_decay) -> _WhichOneofReturnType__use_decay | None: ...
 
 Global___TableConfig: _TypeAlias = TableConfig  # noqa: Y015
+
+@_typing.final
+class RateLimit(_message.Message):
+    """Samples and inserts per group, as in Reverb: a group may be sampled while
+    inserted * samples_per_insert - sampled > min_diff, and inserted while the same number stays at most max_diff.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_PER_INSERT_FIELD_NUMBER: _builtins.int
+    MIN_SIZE_TO_SAMPLE_FIELD_NUMBER: _builtins.int
+    MIN_DIFF_FIELD_NUMBER: _builtins.int
+    MAX_DIFF_FIELD_NUMBER: _builtins.int
+    samples_per_insert: _builtins.float
+    """Above 0."""
+    min_size_to_sample: _builtins.int
+    """Replay groups that must be there before the first sample [1]."""
+    min_diff: _builtins.float
+    max_diff: _builtins.float
+    def __init__(
+        self,
+        *,
+        samples_per_insert: _builtins.float = ...,
+        min_size_to_sample: _builtins.int = ...,
+        min_diff: _builtins.float = ...,
+        max_diff: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_diff", b"max_diff", "min_diff", b"min_diff", "min_size_to_sample", b"min_size_to_sample", "samples_per_insert", b"samples_per_insert"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateLimit: _TypeAlias = RateLimit  # noqa: Y015
+
+@_typing.final
+class GroupFeedback(_message.Message):
+    """What a caller found out about a group; an absent field leaves what was known."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    KL_FIELD_NUMBER: _builtins.int
+    ESS_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.str
+    priority: _builtins.float
+    """Finite, at least 0."""
+    kl: _builtins.float
+    """KL(behaviour || current) per token in nats, as the trainer estimates it; at least 0."""
+    ess: _builtins.float
+    """Effective sample size of the behaviour weights, as a share of the tokens, in (0, 1]."""
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.str = ...,
+        priority: _builtins.float | None = ...,
+        kl: _builtins.float | None = ...,
+        ess: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ess", b"_ess", "_kl", b"_kl", "_priority", b"_priority", "ess", b"ess", "kl", b"kl", "priority", b"priority"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ess", b"_ess", "_kl", b"_kl", "_priority", b"_priority", "ess", b"ess", "group_id", b"group_id", "kl", b"kl", "priority", b"priority"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ess: _TypeAlias = _typing.Literal["ess"]  # noqa: Y015
+    _WhichOneofArgType__ess: _TypeAlias = _typing.Literal["_ess", b"_ess"]  # noqa: Y015
+    _WhichOneofReturnType__kl: _TypeAlias = _typing.Literal["kl"]  # noqa: Y015
+    _WhichOneofArgType__kl: _TypeAlias = _typing.Literal["_kl", b"_kl"]  # noqa: Y015
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ess) -> _WhichOneofReturnType__ess | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kl) -> _WhichOneofReturnType__kl | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+
+Global___GroupFeedback: _TypeAlias = GroupFeedback  # noqa: Y015
 
 @_typing.final
 class Table(_message.Message):
@@ -178,6 +519,26 @@ class Table(_message.Message):
 
     @_typing.final
     class CountersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class TaskCountersEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         KEY_FIELD_NUMBER: _builtins.int
@@ -209,6 +570,7 @@ class Table(_message.Message):
     LAST_INSERT_MS_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
+    TASK_COUNTERS_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     table: _builtins.str
     fresh: _builtins.int
@@ -236,6 +598,10 @@ class Table(_message.Message):
         inserted = fresh + leased + replay + the sum of gone_*.
         """
 
+    @_builtins.property
+    def task_counters(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Monotonic counts by task, `event:task`: inserted_*, refused_* and gone_*, to see what is lost of which."""
+
     def __init__(
         self,
         *,
@@ -252,10 +618,11 @@ class Table(_message.Message):
         last_insert_ms: _builtins.int = ...,
         missing: _builtins.int = ...,
         counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        task_counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "counters", b"counters", "fresh", b"fresh", "fresh_effective", b"fresh_effective", "last_insert_ms", b"last_insert_ms", "leased", b"leased", "leases", b"leases", "missing", b"missing", "payload_bytes", b"payload_bytes", "policy_version", b"policy_version", "replay", b"replay", "run", b"run", "table", b"table"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "counters", b"counters", "fresh", b"fresh", "fresh_effective", b"fresh_effective", "last_insert_ms", b"last_insert_ms", "leased", b"leased", "leases", b"leases", "missing", b"missing", "payload_bytes", b"payload_bytes", "policy_version", b"policy_version", "replay", b"replay", "run", b"run", "table", b"table", "task_counters", b"task_counters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,13 +3,25 @@
 -- payloads must be looked at here.
 -- Returns 1 for an orphan, 0 for a payload that is needed, for each.
 -- repeated: group_id, payload_ref
-local begun_until_ms = tonumber(ARGV[3]) -- inserts begun so long ago are refused from now on; 0 = only look
+local begun_until_ms = tonumber(ARGV[4]) -- inserts begun so long ago are refused from now on; 0 = only look
+
+local function is_piece(id, ref)
+  local partial = read_partial(id)
+  for _, piece_id in ipairs(partial and partial.pieces or {}) do
+    local packed = redis.call('HGET', pieces, id .. '/' .. piece_id)
+    if packed and cmsgpack.unpack(packed).ref == ref then
+      return true
+    end
+  end
+  return false
+end
 
 local found, orphans = {}, 0
-for i = 4, #ARGV, 2 do
+for i = 5, #ARGV, 2 do
   local id, ref = ARGV[i], ARGV[i + 1]
-  local fact = read_facts({ id })[1]
+  local fact = read_fact(id)
   local named = fact and fact.payload_ref == ref or redis.call('ZSCORE', garbage, id .. '/' .. ref)
+    or is_piece(id, ref)
   found[#found + 1] = named and 0 or 1
   orphans = orphans + found[#found]
 end

@@ -1,12 +1,14 @@
 -- End a lease after training: effective groups join replay where the fill rule uses it, all others leave.
 -- A lease that expired is committed all the same while nobody else took its groups.
 -- Returns 1 if this commit was made before, else 0.   Errors: UNKNOWN_LEASE, LEASE_EXPIRED, STEP_CONFLICT
-local lease_id = ARGV[3]
-local step = tonumber(ARGV[4]) -- the training step; one commit per step
+-- repeated: group_id, priority, kl, ess
+local lease_id = ARGV[4]
+local step = tonumber(ARGV[5]) -- the training step; one commit per step
 
+follow_rewinds()
 local packed = redis.call('HGET', records, lease_id)
 if not packed then
-  return fail('UNKNOWN_LEASE', 'table %s never gave a lease %s, or forgot it a day after its end', topic, lease_id)
+  return unknown_lease(lease_id)
 end
 local lease = cmsgpack.unpack(packed)
 if lease.state == 'committed' and lease.step == step then
@@ -24,7 +26,6 @@ if other then
     .. 'restarted from an older checkpoint, use the same step', step, topic, other, lease_id)
 end
 
-local limits = read_config()
 local is_live = lease.state == 'live'
 if not is_live then
   local elsewhere = 0
@@ -40,31 +41,47 @@ if not is_live then
   end
 end
 
-local function leave_or_join(id, fact)
-  local used_up = limits.max_times_sampled
-    and tonumber(redis.call('HGET', uses, id) or 0) >= limits.max_times_sampled
-  if not fact.effective then
-    discard(id, fact, 'ineffective')
-  elseif limits.fill ~= 'replay' then
-    discard(id, fact, 'trained')
-  elseif used_up then
-    discard(id, fact, 'exhausted')
-  else
-    redis.call('ZADD', recency, fact.version_min * 4294967296 + fact.sequence, id)
+for i = 6, #ARGV, 4 do
+  local fact = read_fact(ARGV[i])
+  if fact then
+    set_mark(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
+    place_anew(ARGV[i], fact)
   end
 end
 
+local function is_used_up(id)
+  return limits.max_times_sampled and tonumber(redis.call('HGET', uses, id) or 0) >= limits.max_times_sampled
+end
+
+local function leave_or_join(id, fact)
+  if not fact.effective and limits.replay_ineffective == 0 then
+    discard(id, fact, 'ineffective')
+  elseif limits.fill ~= 'replay' then
+    discard(id, fact, 'trained')
+  elseif is_used_up(id) then
+    discard(id, fact, 'exhausted')
+  elseif is_expired(fact) then
+    discard(id, fact, 'expired')
+  else
+    join_with_room(id, fact)
+    if limits.ttl_s then
+      redis.call('ZADD', born, fact.inserted_ms, id)
+    end
+  end
+end
+
+log_step(step, lease_id, lease)
 for _, entry in ipairs(lease.entries) do
   local id, is_replay = entry[1], entry[2] == 1
-  local fact = read_facts({ id })[1]
+  local fact = read_fact(id)
   if fact and not is_live then
     redis.call('HINCRBY', uses, id, 1)
   end
   if fact and is_replay then
-    if limits.max_times_sampled and redis.call('ZSCORE', recency, id)
-      and tonumber(redis.call('HGET', uses, id)) >= limits.max_times_sampled then
-      redis.call('ZREM', recency, id)
+    if is_used_up(id) and redis.call('ZSCORE', recency, id) then
       discard(id, fact, 'exhausted')
+    else
+      place_anew(id, fact)
     end
     if is_live then
       unpin(id, fact)
@@ -72,20 +89,20 @@ for _, entry in ipairs(lease.entries) do
   end
 end
 for _, id in ipairs(lease.consumed) do
-  local fact = read_facts({ id })[1]
+  local fact = read_fact(id)
   if is_live then
     redis.call('HDEL', leased, id)
   else
     redis.call('ZREM', fresh, id)
+    redis.call('ZREM', born, id)
     if fact.effective then
       redis.call('HINCRBY', state, 'fresh_effective', -1)
     end
   end
   leave_or_join(id, fact)
 end
-for _ = 1, redis.call('ZCARD', recency) - limits.replay_capacity do
-  local id = redis.call('ZPOPMIN', recency)[1]
-  discard(id, read_facts({ id })[1], 'evicted')
+if lease.sampled and not is_live then
+  redis.call('HINCRBY', state, 'sampled', #lease.entries)
 end
 
 redis.call('HSET', records, lease_id, cmsgpack.pack({ state = 'committed', step = step }))
@@ -93,12 +110,13 @@ redis.call('ZREM', leases, lease_id)
 redis.call('ZADD', ended, now_ms, lease_id)
 redis.call('ZADD', steps, step, lease_id)
 redis.call('ZREMRANGEBYRANK', steps, 0, -STEPS_KEPT - 1)
-local forgotten = redis.call('ZRANGEBYSCORE', ended, '-inf', now_ms - REMEMBER_MS, 'LIMIT', 0, 100)
+local forgotten = redis.call('ZRANGEBYSCORE', ended, '-inf', now_ms - REMEMBER_MS, 'LIMIT', 0, AT_ONCE)
 if #forgotten > 0 then
   redis.call('ZREM', ended, unpack(forgotten))
   redis.call('HDEL', records, unpack(forgotten))
 end
 count('leases_committed', 1)
+wake('replay', redis.call('ZCARD', recency))
 if not is_live then
   wake('demand', 0) -- its fresh groups had come back, and are gone now
 end

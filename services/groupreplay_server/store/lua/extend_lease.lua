@@ -1,12 +1,12 @@
 -- Move the deadline of a live lease.
 -- Returns the new deadline.   Errors: UNKNOWN_LEASE, LEASE_EXPIRED, STEP_CONFLICT
-local lease_id = ARGV[3]
-local deadline_ms = tonumber(ARGV[4])
+local lease_id = ARGV[4]
+local deadline_ms = tonumber(ARGV[5])
 
-expire_leases()
+catch_up()
 local packed = redis.call('HGET', records, lease_id)
 if not packed then
-  return fail('UNKNOWN_LEASE', 'table %s never gave a lease %s, or forgot it a day after its end', topic, lease_id)
+  return unknown_lease(lease_id)
 end
 local lease = cmsgpack.unpack(packed)
 if lease.state == 'committed' then

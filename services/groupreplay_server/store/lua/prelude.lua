@@ -1,32 +1,56 @@
--- Put before every operation on a table: its keys, in the order of keys.TableKeys, and what several operations share.
-local policy = KEYS[1]    -- hash  the run's policy clock: version, weights_uri, weights_sha256, published_at_ms
-local config = KEYS[2]    -- hash  TableConfig; an absent field is unlimited
-local state = KEYS[3]     -- hash  sequence, fresh_effective, payload_bytes, last_insert_ms
-local counters = KEYS[4]  -- hash  monotonic counts
-local fresh = KEYS[5]     -- zset  group_id -> arrival sequence
-local recency = KEYS[6]   -- zset  group_id -> policy_version_min * 2^32 + sequence: the replay groups
-local headers = KEYS[7]   -- hash  group_id -> serialized GroupHeader
-local facts = KEYS[8]     -- hash  group_id -> packed {version_min, sequence, effective, bytes, payload_ref, prompt_id}
-local uses = KEYS[9]      -- hash  group_id -> deliveries that were not given back
-local pins = KEYS[10]     -- hash  group_id -> live leases that hold it as replay
-local returns = KEYS[11]  -- hash  group_id -> times it came back uncommitted
-local leased = KEYS[12]   -- hash  group_id -> lease_id: fresh groups in live leases
-local leases = KEYS[13]   -- zset  lease_id -> deadline: live leases
-local records = KEYS[14]  -- hash  lease_id -> packed lease
-local ended = KEYS[15]    -- zset  lease_id -> time it was committed, released or expired
-local steps = KEYS[16]    -- zset  lease_id -> training step that committed it
-local seen = KEYS[17]     -- zset  group_id -> time it left
-local waiting = KEYS[18]  -- hash  call_id -> packed {fresh groups wanted, deadline}: NextBatch calls that wait
-local admitted = KEYS[19] -- hash  producer_id -> packed {groups, deadline}: admissions not yet inserted
-local garbage = KEYS[20]  -- zset  group_id/payload_ref -> time its last use ended
+-- Put before every operation on a table: its keys, in the order of keys.TableKeys, and what all share.
+local policy = KEYS[1]    -- hash  the run's policy clock: version, weights_uri, weights_sha256, label, rewinds ...
+local quota = KEYS[2]     -- hash  the run's limits: max_groups, max_bytes; an absent field is unlimited
+local usage = KEYS[3]     -- hash  what the run's tables hold: groups, bytes
+local config = KEYS[4]    -- hash  TableConfig; an absent field is unlimited
+local state = KEYS[5]     -- hash  sequence, fresh_effective, payload_bytes, last_insert_ms, sampled, rewinds, clock_*
+local counters = KEYS[6]  -- hash  monotonic counts
+local tasks = KEYS[7]     -- hash  event:task -> monotonic count
+local fresh = KEYS[8]     -- zset  group_id -> arrival sequence
+local recency = KEYS[9]   -- zset  group_id -> policy_version_min * 2^32 + sequence: all replay groups
+local arrival = KEYS[10]  -- zset  group_id -> sequence: replay groups, where sampler or remover is fifo or lifo
+local priority = KEYS[11] -- zset  group_id -> priority: where max_priority samples or lowest_priority removes
+local divergence = KEYS[12] -- zset  group_id -> KL fed back: where the sampler is min_divergence
+local clock = KEYS[13]    -- zset  group_id -> next sampling time: where the sampler is prioritized or uniform
+local weights = KEYS[14]  -- hash  group_id -> weight without its recency, where there is a clock
+local sums = KEYS[15]     -- hash  w:version -> sum of those weights, n:version -> how many
+local born = KEYS[16]     -- zset  group_id -> time of insertion: fresh and replay groups, where the table has a ttl
+local headers = KEYS[17]  -- hash  group_id -> serialized GroupHeader
+local facts = KEYS[18]    -- hash  group_id -> packed, as unpack_fact reads it; never changes
+local marks = KEYS[19]    -- hash  group_id -> packed {priority, kl, ess}, as callers fed back; false = not yet
+local uses = KEYS[20]     -- hash  group_id -> deliveries that were not given back
+local pins = KEYS[21]     -- hash  group_id -> live leases that hold it as replay, and steps whose payloads are kept
+local returns = KEYS[22]  -- hash  group_id -> times it came back uncommitted
+local leased = KEYS[23]   -- hash  group_id -> lease_id: fresh groups in live leases
+local leases = KEYS[24]   -- zset  lease_id -> deadline: live leases
+local records = KEYS[25]  -- hash  lease_id -> packed lease
+local ended = KEYS[26]    -- zset  lease_id -> time it was committed, released or expired
+local steps = KEYS[27]    -- zset  lease_id -> training step that committed it
+local seen = KEYS[28]     -- zset  group_id -> time it left
+local waiting = KEYS[29]  -- hash  call_id -> packed {fresh groups wanted, deadline}: NextBatch calls that wait
+local admitted = KEYS[30] -- hash  producer_id -> packed {groups, deadline, version}: admissions not yet inserted
+local garbage = KEYS[31]  -- zset  group_id/payload_ref -> time its last use ended
+local lineage = KEYS[32]  -- hash  training step -> packed record of its batch
+local logged = KEYS[33]   -- zset  training step -> itself: those in lineage
+local producers = KEYS[34] -- hash  producer_id -> packed {first, last heard, last insert, counts, interval_s, status}
+local holds = KEYS[35]    -- zset  snapshot_id -> deadline: snapshots that are being read; garbage stays for them
+local opened = KEYS[36]   -- hash  group_id -> packed partial group: pieces in order of arrival, terms, sizes, deadline
+local pieces = KEYS[37]   -- hash  group_id/piece_id -> packed {header, payload_ref, rollouts}
+local closing = KEYS[38]  -- zset  group_id -> when to look at the partial group: its deadline, or the end of a claim
+local closed = KEYS[39]   -- hash  group_id -> packed partial group that closed short, or was dropped
+local closed_at = KEYS[40] -- zset  group_id -> time: those in closed
 
 local now_ms = tonumber(ARGV[1]) -- wall clock of the caller
 local topic = ARGV[2]            -- run/table, for wake-ups
+local seed = ARGV[3]             -- 32 hexadecimal digits: all random numbers of the call come from them
 
 local WAKE_CHANNEL = 'gr1:wake'
 local REMEMBER_MS = 86400000 -- how long an id that left, and an ended lease, are remembered
 local STEPS_KEPT = 10000
 local PAGE = 256
+local AT_ONCE = 100          -- expired leases or groups that one call clears away
+local PRODUCERS_KEPT = 10000 -- beyond, those unheard of for an hour are forgotten
+local TASKS_KEPT = 1024      -- distinct event:task counts; further tasks are counted together
 
 local function fail(reason, ...)
   return redis.error_reply(reason .. ' ' .. string.format(...))
@@ -45,37 +69,43 @@ local function count(name, amount)
   end
 end
 
+local function count_task(event, task)
+  local name = event .. ':' .. task
+  if redis.call('HEXISTS', tasks, name) == 0 and redis.call('HLEN', tasks) >= TASKS_KEPT then
+    name = event .. ':(other tasks)'
+  end
+  redis.call('HINCRBY', tasks, name, 1)
+end
+
 local function wake(what, amount)
   redis.call('PUBLISH', WAKE_CHANNEL, topic .. ' ' .. what .. ' ' .. amount)
 end
 
--- The limits that decide over groups; nil = unlimited.
-local function read_config()
-  local values = redis.call('HMGET', config, 'fill', 'replay_capacity', 'fresh_capacity', 'max_staleness',
-    'max_times_sampled', 'min_reward_std', 'max_group_bytes', 'allow_repeated_prompts', 'ahead_groups')
-  return {
-    fill = values[1],
-    replay_capacity = tonumber(values[2] or nil),
-    fresh_capacity = tonumber(values[3] or nil),
-    max_staleness = tonumber(values[4] or nil),
-    max_times_sampled = tonumber(values[5] or nil),
-    min_reward_std = tonumber(values[6] or nil),
-    max_group_bytes = tonumber(values[7] or nil),
-    allow_repeated_prompts = values[8] == '1',
-    ahead_groups = tonumber(values[9] or nil),
-  }
+-- TableConfig: numbers as numbers, flags as 0 or 1, names as strings; nil = unlimited. Empty where there is no table.
+local limits = {}
+do
+  local flat = redis.call('HGETALL', config)
+  for i = 1, #flat, 2 do
+    limits[flat[i]] = tonumber(flat[i + 1]) or flat[i + 1]
+  end
 end
 
-local function policy_version()
-  return tonumber(redis.call('HGET', policy, 'version'))
-end
+local version = tonumber(redis.call('HGET', policy, 'version') or nil)
 
 local function unpack_fact(packed)
   local fields = cmsgpack.unpack(packed)
   return {
-    version_min = fields[1], sequence = fields[2], effective = fields[3] == 1,
-    bytes = fields[4], payload_ref = fields[5], prompt_id = fields[6],
+    version_min = fields[1], sequence = fields[2], effective = fields[3] == 1, bytes = fields[4],
+    payload_ref = fields[5], prompt_id = fields[6], task = fields[7], priority = fields[8], inserted_ms = fields[9],
+    version_max = fields[10],
   }
+end
+
+local function pack_fact(fact)
+  return cmsgpack.pack({
+    fact.version_min, fact.sequence, fact.effective and 1 or 0, fact.bytes, fact.payload_ref, fact.prompt_id, fact.task,
+    fact.priority, fact.inserted_ms, fact.version_max,
+  })
 end
 
 local function read_facts(ids)
@@ -88,98 +118,52 @@ local function read_facts(ids)
   return found
 end
 
--- Forget a group that no index and no lease names any more.
-local function erase(id, fact)
-  redis.call('HDEL', headers, id)
-  redis.call('HDEL', facts, id)
-  redis.call('HDEL', uses, id)
-  redis.call('HDEL', returns, id)
-  redis.call('HINCRBY', state, 'payload_bytes', 0 - fact.bytes) -- not -0, which is no integer to Redis
-  if fact.payload_ref ~= '' then
-    redis.call('ZADD', garbage, now_ms, id .. '/' .. fact.payload_ref)
-  end
+local function read_fact(id)
+  return read_facts({ id })[1]
 end
 
--- A group left its index for good; its data stays while a lease still holds it.
-local function discard(id, fact, reason)
-  count('gone_' .. reason, 1)
-  redis.call('ZADD', seen, now_ms, id)
-  if not redis.call('HGET', pins, id) then
-    erase(id, fact)
-  end
-end
-
-local function unpin(id, fact)
-  if redis.call('HINCRBY', pins, id, -1) <= 0 then
-    redis.call('HDEL', pins, id)
-    if not redis.call('ZSCORE', recency, id) then
-      erase(id, fact)
+-- Call visit(id, fact) for each of these groups.
+local function each_group(ids, visit)
+  for first = 1, #ids, PAGE do
+    local page = { unpack(ids, first, math.min(first + PAGE - 1, #ids)) }
+    for i, fact in ipairs(read_facts(page)) do
+      visit(page[i], fact)
     end
   end
 end
 
--- Put the groups of a live lease back to where they were. Returns how many fresh ones.
-local function give_back(lease_id, lease, how)
-  local delivered = {}
-  for _, entry in ipairs(lease.entries) do
-    delivered[entry[1]] = true
-    if entry[2] == 1 then
-      local fact = read_facts({ entry[1] })[1]
-      redis.call('HINCRBY', uses, entry[1], -1)
-      unpin(entry[1], fact)
-    end
-  end
-  for _, id in ipairs(lease.consumed) do
-    local fact = read_facts({ id })[1]
-    redis.call('HDEL', leased, id)
-    redis.call('ZADD', fresh, fact.sequence, id)
-    redis.call('HINCRBY', returns, id, 1)
-    if delivered[id] then
-      redis.call('HINCRBY', uses, id, -1)
-    end
-    if fact.effective then
-      redis.call('HINCRBY', state, 'fresh_effective', 1)
-    end
-  end
-  lease.state = how
-  redis.call('HSET', records, lease_id, cmsgpack.pack(lease))
-  redis.call('ZREM', leases, lease_id)
-  redis.call('ZADD', ended, now_ms, lease_id)
-  count('leases_' .. how, 1)
-  count('returned', #lease.consumed)
-  return #lease.consumed
+local function staleness(fact)
+  return version - fact.version_min
 end
 
--- Leases end by themselves at their deadline: whoever looks at the table next carries it out.
-local function expire_leases()
-  local returned = 0
-  for _, lease_id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now_ms, 'LIMIT', 0, 100)) do
-    returned = returned + give_back(lease_id, cmsgpack.unpack(redis.call('HGET', records, lease_id)), 'expired')
-  end
-  if returned > 0 then
-    wake('fresh', redis.call('ZCARD', fresh))
-  end
+local function is_stale(fact)
+  return limits.max_staleness ~= nil and staleness(fact) > limits.max_staleness
 end
 
--- Fresh groups wanted by the NextBatch calls that wait now. A call whose server died is forgotten at its deadline.
-local function wanted_by_waiting()
-  local sum = 0
-  local calls = redis.call('HGETALL', waiting)
-  for i = 1, #calls, 2 do
-    local call = cmsgpack.unpack(calls[i + 1])
-    if call[2] > now_ms then
-      sum = sum + call[1]
-    else
-      redis.call('HDEL', waiting, calls[i])
+local function is_expired(fact)
+  return limits.ttl_s ~= nil and now_ms - fact.inserted_ms >= 1000 * limits.ttl_s
+end
+
+-- Random numbers: xoshiro128** (Blackman and Vigna), seeded by the caller; the same on every Redis and Valkey.
+local generator
+local function random_bits()
+  if not generator then
+    generator = {}
+    for i = 0, 3 do
+      generator[i] = bit.tobit(tonumber(string.sub(seed, 8 * i + 1, 8 * i + 8), 16))
     end
   end
-  return sum
+  local s = generator
+  local result = bit.tobit(9 * bit.rol(bit.tobit(5 * s[1]), 7))
+  local shifted = bit.lshift(s[1], 9)
+  s[2], s[3] = bit.bxor(s[2], s[0]), bit.bxor(s[3], s[1])
+  s[1], s[0] = bit.bxor(s[1], s[2]), bit.bxor(s[0], s[3])
+  s[2], s[3] = bit.bxor(s[2], shifted), bit.rol(s[3], 11)
+  return result
 end
 
--- What counts towards a batch: under resample only effective groups do.
-local function available(fill)
-  if fill == 'resample' then
-    return tonumber(redis.call('HGET', state, 'fresh_effective') or 0)
-  end
-  return redis.call('ZCARD', fresh)
+-- A draw from the exponential distribution of mean 1, from 53 random bits.
+local function exponential()
+  local high, low = bit.rshift(random_bits(), 5), bit.rshift(random_bits(), 6)
+  return -math.log(1 - (high * 67108864 + low) / 9007199254740992)
 end

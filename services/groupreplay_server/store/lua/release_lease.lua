@@ -1,10 +1,11 @@
 -- Give the groups of a lease back: fresh ones to their place, replay ones get their use back.
 -- Returns how many fresh groups went back; 0 when the lease had ended before.   Errors: UNKNOWN_LEASE, STEP_CONFLICT
-local lease_id = ARGV[3]
+local lease_id = ARGV[4]
 
+catch_up()
 local packed = redis.call('HGET', records, lease_id)
 if not packed then
-  return fail('UNKNOWN_LEASE', 'table %s never gave a lease %s, or forgot it a day after its end', topic, lease_id)
+  return unknown_lease(lease_id)
 end
 local lease = cmsgpack.unpack(packed)
 if lease.state == 'committed' then
@@ -15,4 +16,5 @@ elseif lease.state ~= 'live' then
 end
 local returned = give_back(lease_id, lease, 'released')
 wake('fresh', redis.call('ZCARD', fresh))
+wake('replay', redis.call('ZCARD', recency))
 return returned

@@ -1,0 +1,18 @@
+-- Read groups without taking them.
+-- Returns for each {place, header, payload_ref, times_sampled, staleness}, or {place} where it is unknown or gone.
+-- Errors: UNKNOWN_RUN, UNKNOWN_TABLE
+-- repeated: group_id
+if not limits.fill then
+  return no_such_table()
+end
+catch_up()
+local found = {}
+for i = 4, #ARGV do
+  local id, place = ARGV[i], locate(ARGV[i])
+  local fact = place ~= 'unknown' and place ~= 'gone' and read_fact(id)
+  found[#found + 1] = fact and {
+    place, redis.call('HGET', headers, id), fact.payload_ref, tonumber(redis.call('HGET', uses, id) or 0),
+    staleness(fact),
+  } or { place }
+end
+return found

@@ -1,0 +1,19 @@
+-- Take note of what callers found out about groups; an empty value leaves what was known.
+-- Returns for each group 1, or 0 where the table does not hold it.   Errors: UNKNOWN_RUN, UNKNOWN_TABLE
+-- repeated: group_id, priority, kl, ess
+if not limits.fill then
+  return no_such_table()
+end
+catch_up()
+local found = {}
+for i = 4, #ARGV, 4 do
+  local place = locate(ARGV[i])
+  local fact = place ~= 'gone' and read_fact(ARGV[i])
+  if fact then
+    set_mark(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
+    place_anew(ARGV[i], fact)
+  end
+  found[#found + 1] = fact and 1 or 0
+end
+wake('replay', redis.call('ZCARD', recency)) -- what max_kl held back may be drawn now
+return found
