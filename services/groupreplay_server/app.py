@@ -58,11 +58,11 @@ async def serve(settings: ServerSettings) -> None:
 @asynccontextmanager
 async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServer]:
     """Start the service; on exit refuse new calls, wake parked ones, let running ones end, close."""
+    access, limits = _redis_settings(settings)
     async with AsyncExitStack() as stack:
         redis_url = settings.redis_url or await stack.enter_async_context(
             embedded_redis(settings.data_dir, appendfsync=settings.redis_appendfsync)
         )
-        access, limits = _redis_settings(settings)
         redis = await stack.enter_async_context(open_redis(redis_url, access=access, limits=limits))
         listener = await stack.enter_async_context(open_redis(redis_url, access=access, reply_timeout_s=None))
         store = RedisStore(redis)
