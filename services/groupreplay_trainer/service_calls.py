@@ -12,6 +12,7 @@ from groupreplay import (
     BatchNotReadyError,
     CallDeadlineExceededError,
     Client,
+    DurabilityNotReachedError,
     GroupFeedback,
     GroupReplayError,
     LeaseExpiredError,
@@ -27,8 +28,14 @@ POLL_S: Final = 5.0
 """Longest single wait for a batch: within this time a trainer that is told to stop takes notice."""
 RETRY_S: Final = 1.0
 
-_AWAY = (ServiceUnavailableError, StoreUnavailableError, ShuttingDownError, CallDeadlineExceededError)
-"""The service will come back, and every call may be repeated."""
+_AWAY = (
+    ServiceUnavailableError,
+    StoreUnavailableError,
+    ShuttingDownError,
+    CallDeadlineExceededError,
+    DurabilityNotReachedError,
+)
+"""The service, or its replicas, will come back, and every call may be repeated."""
 
 _log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
