@@ -18,6 +18,11 @@ settings.register_profile("groupreplay", derandomize=True, deadline=None, databa
 settings.load_profile("groupreplay")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let whoever has time hold the store to its model for longer."""
+    parser.addoption("--model-examples", type=int, default=0, help="tables that tests/model tries, chosen anew")
+
+
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a private Redis of the test session."""

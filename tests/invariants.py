@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import redis
+from partial_groups import Partials, read_partials
 
 from groupreplay.table_config import Remover, Sampler, TableConfig
 from groupreplay_server.store.connection import text
@@ -98,6 +99,7 @@ class Snapshot:
     """Training step -> groups whose payload it keeps."""
     plain: dict[str, dict[str, str]]
     """Hashes and sorted sets by name."""
+    partials: Partials
 
     def ids(self, name: str) -> set[str]:
         """Return the fields of a hash or the members of a sorted set."""
@@ -125,8 +127,8 @@ def check_invariants(connection: redis.Redis) -> None:
                 found = read_table(connection, TableKeys(run, table))
                 check_table(found)
                 _check_payloads(connection, found, keys)
-                held_groups += len(found.facts)
-                held_bytes += sum(fact.bytes for fact in found.facts.values())
+                held_groups += len(found.facts) + len(found.partials.groups)
+                held_bytes += sum(fact.bytes for fact in found.facts.values()) + found.partials.bytes
         usage = {text(k): int(v) for k, v in connection.hgetall(RunKeys(run).key("usage")).items()}
         assert (usage.get("groups", 0), usage.get("bytes", 0)) == (held_groups, held_bytes), f"usage of run {run}"
 
@@ -156,6 +158,7 @@ def read_table(connection: redis.Redis, keys: TableKeys) -> Snapshot:
         },
         kept_by_step={step: [text(i) for i in kept] for step, kept in _items(logged)},
         plain=plain,
+        partials=read_partials(connection, keys),
     )
 
 
@@ -179,6 +182,7 @@ def check_table(found: Snapshot) -> None:
     _check_totals(found)
     _check_orders(found)
     _check_weights(found)
+    _check_partials(found)
 
 
 def _check_places(found: Snapshot) -> None:
@@ -215,7 +219,7 @@ def _check_totals(found: Snapshot) -> None:
     facts, topic = found.facts, found.keys.topic
     assert found.state("fresh_effective") == sum(facts[i].effective for i in found.ids("fresh")), topic
     assert found.state("replay_bytes") == sum(facts[i].bytes for i in found.ids("recency")), topic
-    assert found.state("payload_bytes") == sum(fact.bytes for fact in facts.values()), topic
+    assert found.state("payload_bytes") == sum(fact.bytes for fact in facts.values()) + found.partials.bytes, topic
     events: Counter[str] = Counter()
     for name, value in found.plain["tasks"].items():
         events[name.partition(":")[0]] += int(value)
@@ -289,10 +293,19 @@ def _check_weights(found: Snapshot) -> None:
         assert math.isclose(total, math.fsum(parts), rel_tol=TOLERANCE), (topic, version, total, math.fsum(parts))
 
 
+def _check_partials(found: Snapshot) -> None:
+    """Every partial group that was opened is open, or has closed in one way; none is both partial and in the table."""
+    counters = {name: int(value) for name, value in found.plain["counters"].items() if name.startswith("partial_")}
+    ended = sum(counters.get(f"partial_{how}", 0) for how in ("closed", "closed_short", "dropped"))
+    assert counters.get("partial_opened", 0) == len(found.partials.groups) + ended, (found.keys.topic, counters)
+    assert not found.partials.groups.keys() & (found.facts.keys() | found.ids("seen")), found.keys.topic
+
+
 def _check_payloads(connection: redis.Redis, found: Snapshot, all_keys: list[str]) -> None:
     """Each payload belongs to a group of the index, or is on its way out; each group has the payload it names."""
     prefix = f"{PREFIX}:payload:{found.keys.topic}/"
     named = {f"{group_id}/{fact.payload_ref}": fact.bytes for group_id, fact in found.facts.items() if fact.payload_ref}
+    named |= found.partials.payloads
     stored = {key.removeprefix(prefix) for key in all_keys if key.startswith(prefix)}
     for member in stored - named.keys() - found.ids("garbage"):
         assert not connection.exists(prefix + member), f"orphan {member}"  # the service removes some meanwhile

@@ -1,24 +1,27 @@
 """Several Redis servers that belong together: a cluster, or a master with its replicas and Sentinels."""
 
 import contextlib
+import random
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import redis
 from certificates import Certificate
-from processes import answers, free_port, wait_until
+from processes import answers, wait_until
 
 from groupreplay_server.embedded import find_redis_server
 
 NODE_TIMEOUT_MS = 2000
 """How long a node must be silent before the others think of a failover."""
-TLS_PORT = "<tls-port>"
+TLS_PORT, BUS_PORT = "<tls-port>", "<bus-port>"
+"""Stand for ports of the server in its options."""
 SERVICE = "replay"
 """What the Sentinels call their master."""
 
@@ -29,13 +32,13 @@ class TcpRedis:
     def __init__(self, folder: Path, *options: str, binary: str | None = None, settings: Path | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.port, self.tls_port = free_port(), free_port()
+        self.port, self.tls_port, self.bus_port = _port(), _port(), _port()
         self.url = f"redis://127.0.0.1:{self.port}"
         role = [str(settings), "--sentinel"] if settings else ["--save", "", "--repl-diskless-sync-delay", "0"]
         self._command = [
             binary or find_redis_server(), *role, "--port", str(self.port), "--bind", "127.0.0.1",
             "--dir", str(folder), "--logfile", str(folder / "log"),
-            *(option.replace(TLS_PORT, str(self.tls_port)) for option in options),
+            *(option.replace(TLS_PORT, str(self.tls_port)).replace(BUS_PORT, str(self.bus_port)) for option in options),
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -103,7 +106,7 @@ def redis_cluster(
         TcpRedis(
             folder / f"node-{number}",
             "--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS),
-            "--cluster-port", str(free_port()), "--cluster-replica-validity-factor", "0",
+            "--cluster-port", BUS_PORT, "--cluster-replica-validity-factor", "0",
             "--appendonly", "yes", "--appendfsync", "everysec", *tls, *(("--tls-cluster", "yes") if tls else ()),
         )
         for number in range(masters * (1 + replicas))
@@ -151,6 +154,21 @@ def sentinel_group(
             yield SentinelGroup([master, *others], watchers, f"redis+sentinel://{hosts}/{SERVICE}")
 
 
+@contextmanager
+def plain_client(url: str) -> Iterator[redis.Redis]:
+    """Open redis-py's own client of one server or of a cluster, to look with."""
+    if not url.startswith("redis+cluster"):
+        with redis.Redis.from_url(url) as connection:
+            yield connection
+        return
+    cluster = redis.RedisCluster.from_url(url.replace("redis+cluster", "redis"))
+    try:
+        yield cast(redis.Redis, cluster)
+    finally:
+        cluster.disconnect_connection_pools()  # type: ignore[no-untyped-call]  # close() forgets those in use
+        cluster.close()
+
+
 def _sentinel(folder: Path, master: TcpRedis, quorum: int, tls: Sequence[str]) -> TcpRedis:
     folder.mkdir(parents=True)
     settings = folder / "sentinel.conf"
@@ -179,7 +197,7 @@ def _join(nodes: list[TcpRedis], masters: int, first_port: int) -> None:
         if number < masters:
             node.ask("CLUSTER", "ADDSLOTSRANGE", number * share, min(16384, (number + 1) * share) - 1)
     for node in nodes[1:]:
-        node.ask("CLUSTER", "MEET", "127.0.0.1", first_port, _bus_port(nodes[0]))
+        node.ask("CLUSTER", "MEET", "127.0.0.1", first_port, nodes[0].bus_port)
     for node in nodes:
         wait_until(partial(_knows, node, len(nodes)), "every node knows every other")
     ids = [node.ask("CLUSTER", "MYID") for node in nodes]
@@ -191,10 +209,6 @@ def _join(nodes: list[TcpRedis], masters: int, first_port: int) -> None:
         wait_until(partial(_is_up, node), "the cluster is up")
 
 
-def _bus_port(node: TcpRedis) -> int:
-    return int(node.ask("CONFIG", "GET", "cluster-port")[1])
-
-
 def _knows(node: TcpRedis, count: int) -> bool:
     lines = node.ask("CLUSTER", "NODES").splitlines()
     return len(lines) == count and not any(b"handshake" in line for line in lines)
@@ -202,3 +216,11 @@ def _knows(node: TcpRedis, count: int) -> bool:
 
 def _is_up(node: TcpRedis) -> bool:
     return b"cluster_state:ok" in node.ask("CLUSTER", "INFO")
+
+
+def _port() -> int:
+    """Return a port that nobody has, and that no connection is given as its own end before it is listened on."""
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import redis
@@ -15,6 +15,7 @@ from groupreplay import (
     AsyncClient,
     Batch,
     Client,
+    GroupFeedback,
     GroupState,
     InsertOutcome,
     InsertResult,
@@ -68,9 +69,33 @@ class TableUser:
         """Take a batch that is expected to be there, unless a timeout_s is passed."""
         return await self.client.next_batch(batch_size=batch_size, **self.names, **{"timeout_s": 0.0} | options)
 
-    async def commit(self, batch: Batch, step: int) -> bool:
+    async def sample(self, batch_size: int, **options: Any) -> Batch:
+        """Draw a sample that is expected to be there, unless a timeout_s is passed."""
+        return await self.client.sample(batch_size=batch_size, **self.names, **{"timeout_s": 0.0} | options)
+
+    async def sampled(self, batch_size: int) -> list[str]:
+        """Draw a sample, release it, and return its group ids."""
+        batch = await self.sample(batch_size)
+        await self.release(batch)
+        return ids(batch)
+
+    async def commit(self, batch: Batch, step: int, *feedback: GroupFeedback) -> bool:
         """Commit a batch."""
-        return await self.client.commit(lease_id=batch.lease_id, step=step, **self.names)
+        return await self.client.commit(lease_id=batch.lease_id, step=step, feedback=feedback, **self.names)
+
+    async def feed_back(self, group_id: str, **values: float) -> list[str]:
+        """Tell the table what was found out about a group."""
+        return await self.client.update_priorities([GroupFeedback(group_id=group_id, **values)], **self.names)
+
+    async def update(self, **limits: Any) -> Table:
+        """Change some limits."""
+        config = replace((await self.describe()).config, **limits)
+        return await self.client.update_table(config=config, **self.names)
+
+    async def rewind(self, version: int, *, step: int, **options: Any) -> Policy:
+        """Move the policy clock back."""
+        policy = Policy(run=self.run, version=version, weights_uri=f"back-to-{version}")
+        return await self.client.rewind_policy(policy, step=step, **options)
 
     async def release(self, batch: Batch) -> int:
         """Release a batch."""

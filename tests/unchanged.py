@@ -8,6 +8,7 @@ from typing import Any
 from table_user import TableUser
 
 from groupreplay import Table
+from groupreplay_server.store.keys import SWEEPER
 
 
 @asynccontextmanager
@@ -24,5 +25,5 @@ async def _state(table: TableUser) -> Table:
 
 
 def _keys(table: TableUser) -> dict[bytes, Any]:
-    counters = {table.key("counters").encode(), table.key("tasks").encode()}
-    return {key: table.redis.dump(key) for key in table.redis.scan_iter() if key not in counters}
+    others = {table.key("counters").encode(), table.key("tasks").encode(), SWEEPER.encode()}
+    return {key: table.redis.dump(key) for key in table.redis.scan_iter() if key not in others}

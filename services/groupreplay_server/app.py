@@ -13,6 +13,7 @@ from pathlib import Path
 from groupreplay_server.api.grpc_api import GrpcApi, GrpcServer
 from groupreplay_server.api.http_api import HttpServer, make_app
 from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.closer import Closer
 from groupreplay_server.embedded import embedded_redis
 from groupreplay_server.janitor import Janitor
 from groupreplay_server.readiness import Readiness
@@ -22,7 +23,9 @@ from groupreplay_server.store.address import RedisAccess, read_address
 from groupreplay_server.store.connection import listen, open_redis
 from groupreplay_server.store.durability import WaitLimits
 from groupreplay_server.store.keys import WAKE_CHANNEL
+from groupreplay_server.store.orphans import OrphanStore
 from groupreplay_server.store.redis_store import RedisStore
+from groupreplay_server.sweeper import Sweeper
 from groupreplay_server.wakeups import WakeUps
 
 _log = logging.getLogger(__name__)
@@ -55,16 +58,17 @@ async def serve(settings: ServerSettings) -> None:
 @asynccontextmanager
 async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServer]:
     """Start the service; on exit refuse new calls, wake parked ones, let running ones end, close."""
+    access, limits = _redis_settings(settings)
     async with AsyncExitStack() as stack:
         redis_url = settings.redis_url or await stack.enter_async_context(
             embedded_redis(settings.data_dir, appendfsync=settings.redis_appendfsync)
         )
-        access, limits = _redis_settings(settings)
         redis = await stack.enter_async_context(open_redis(redis_url, access=access, limits=limits))
         listener = await stack.enter_async_context(open_redis(redis_url, access=access, reply_timeout_s=None))
         store = RedisStore(redis)
         wakeups, janitor, readiness, metrics = WakeUps(), Janitor(store), Readiness(store), Metrics()
         service = ReplayService(store, wakeups, janitor)
+        closer = Closer(store, service.partial_groups, wakeups)
         grpc_server = GrpcServer(GrpcApi(service, metrics))
         http_server = HttpServer(make_app(service, readiness, metrics))
         grpc_port = grpc_server.bind(settings.grpc_listen)
@@ -74,6 +78,8 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
             tasks.create_task(wakeups.dispatch(listen(listener, WAKE_CHANNEL))),
             tasks.create_task(janitor.run()),
             tasks.create_task(service.keeping.run()),
+            tasks.create_task(closer.run()),
+            tasks.create_task(Sweeper(OrphanStore(redis)).run()),
         ]
         tasks.create_task(http_server.serve())
         await grpc_server.start()

@@ -26,7 +26,7 @@ def read_group(header: group_pb2.GroupHeader, payload: bytes | None, config: Tab
     _check_identity(header)
     _check_rollouts(header)
     reward_std = statistics.pstdev(header.rewards)
-    needed = reward_std > config.min_reward_std or config.fill is Fill.KEEP or config.replay_ineffective
+    needed = reward_std > config.min_reward_std or config.fill == Fill.KEEP or config.replay_ineffective
     _check_payload(header, payload, needed)
     if payload is not None and len(payload) > config.max_group_bytes:
         raise too_large(header.group_id, len(payload), config.max_group_bytes)

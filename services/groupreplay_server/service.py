@@ -20,6 +20,7 @@ from groupreplay_server.headers import read_group
 from groupreplay_server.janitor import Janitor
 from groupreplay_server.keeping import Keeping
 from groupreplay_server.limits import MAX_BATCH_SIZE, MAX_GROUP_IDS, MAX_WAIT_S, check_names, check_range
+from groupreplay_server.partial_groups import PartialGroups
 from groupreplay_server.store.records import LeasedBatch, LoggedStep, ReadGroup
 from groupreplay_server.store.redis_store import RedisStore
 from groupreplay_server.wakeups import WakeUps
@@ -35,6 +36,7 @@ class ReplayService:
     def __init__(self, store: RedisStore, wakeups: WakeUps, janitor: Janitor) -> None:
         self.batches = Batches(store, wakeups, janitor)
         self.keeping = Keeping(store, self.batches, janitor)
+        self.partial_groups = PartialGroups(store, janitor, self.table_config)
         self._store = store
         self._wakeups = wakeups
         self._janitor = janitor

@@ -59,11 +59,11 @@ class ServerSettings:
 
         Raises:
             OSError: a password file cannot be read.
-            ValueError: there are two passwords.
+            ValueError: they contradict each other.
         """
         if self.redis_password and self.redis_password_file:
             raise ValueError("there are a redis_password and a redis_password_file; keep one of them")
-        return RedisAccess(
+        access = RedisAccess(
             username=self.redis_username,
             password=self.redis_password or _read_password(self.redis_password_file),
             sentinel_username=self.redis_sentinel_username,
@@ -72,6 +72,9 @@ class ServerSettings:
             cert_file=self.redis_cert_file,
             key_file=self.redis_key_file,
         )
+        if not self.redis_url and access != RedisAccess():
+            raise ValueError("users, passwords and certificates are for --redis-url, and that is empty")
+        return access
 
     def wait_limits(self) -> WaitLimits:
         """Return how long to wait for durability, and for how many replicas."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterator
 from contextlib import contextmanager
 
 from groupreplay.errors import ShuttingDownError
@@ -49,6 +49,7 @@ class WakeUps:
 
     def __init__(self) -> None:
         self._watches: dict[str, set[Watch]] = defaultdict(set)
+        self._listeners: dict[str, Callable[[str | None, int], None]] = {}
         self._closed = asyncio.Event()
 
     @contextmanager
@@ -65,13 +66,21 @@ class WakeUps:
             if not self._watches[topic]:
                 del self._watches[topic]
 
+    def listen(self, kind: str, hear: Callable[[str | None, int], None]) -> None:
+        """Have every message of a kind heard, by topic and amount; None, 0 when messages may have been missed."""
+        self._listeners[kind] = hear
+
     async def dispatch(self, messages: AsyncIterable[str | None]) -> None:
         """Hand out messages until cancelled; None (messages may have been missed) wakes everybody."""
         async for message in messages:
             if message is None:
                 self._wake_all()
+                for hear in self._listeners.values():
+                    hear(None, 0)
                 continue
             topic, kind, amount = message.rsplit(" ", 2)
+            if kind in self._listeners:
+                self._listeners[kind](topic, int(amount))
             for name in self._topics(topic, kind):
                 for watch in self._watches.get(name, ()):
                     watch.notify(kind, int(amount))

@@ -9,7 +9,7 @@ from lossy_proxy import LossyProxy, is_grpc_answer, lossy_proxy
 from samples import effective, ids, make_group
 from table_user import TableUser, connect
 
-from groupreplay import GroupState, InsertOutcome, TableConfig
+from groupreplay import GroupState, InsertOutcome, PushOutcome, TableConfig
 from groupreplay_server.app import RunningServer
 
 
@@ -48,6 +48,21 @@ async def test_a_stream_of_large_groups_is_applied_once(proxy: LossyProxy, table
     assert proxy.lost == 1
     assert (await table.counters())["inserted"] == 3
     assert ids(await table.take(3)) == ["a", "b", "c"]
+
+
+async def test_pieces_are_pushed_once(proxy: LossyProxy, table: TableUser) -> None:
+    """The group has each rollout once, though the answers to its first and to its last piece were lost."""
+    options = {"group_size": 2, **table.names}
+    proxy.lose_answers(1)
+    first = await table.client.push_rollout(make_group("a", rewards=(0.0,)), piece_id="0", **options)
+    assert (first.outcome, first.rollouts) == (PushOutcome.DUPLICATE, 1)
+    proxy.lose_answers(1)
+    last = await table.client.push_rollout(make_group("a", rewards=(1.0,)), piece_id="1", **options)
+    assert last.outcome is PushOutcome.DUPLICATE
+    assert last.insert is not None
+    assert proxy.lost == 2
+    [delivered] = (await table.take(1)).groups
+    assert delivered.group.rewards.tolist() == [0.0, 1.0]
 
 
 async def test_a_batch_is_taken_once(proxy: LossyProxy, table: TableUser) -> None:

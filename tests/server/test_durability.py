@@ -73,3 +73,30 @@ async def test_a_table_becomes_durable_while_it_runs(make_synced_table: MakeTabl
     await table.client.update_table(config=config, **table.names)
     [result] = await table.insert_many(effective("a"))
     assert result.durability is Durability.AOF
+
+
+@pytest.mark.parametrize("durability", [Durability.MEMORY, Durability.AOF])
+async def test_an_ack_states_what_a_piece_and_its_group_have_reached(
+    make_synced_table: MakeTable, durability: Durability
+) -> None:
+    """Pieces of partial groups are as durable as groups, new ones and duplicates."""
+    table = await make_synced_table(durability=durability)
+    options = {"group_size": 2, **table.names}
+    for piece_id in ("0", "0", "1", "1"):
+        group = make_group("a", rewards=(float(piece_id),))
+        result = await table.client.push_rollout(group, piece_id=piece_id, **options)
+        assert result.durability is durability
+    assert await table.train(1, step=1) == ["a"]
+
+
+async def test_pieces_without_the_durability_that_was_asked_for_are_kept(make_synced_table: MakeTable) -> None:
+    """The call fails and says so; nothing is lost, and no payload is left over by the retries."""
+    table = await make_synced_table(durability=Durability.REPLICAS)
+    header, payload = group_to_wire(make_group("a", rewards=(1.0,)))
+    piece = pb.RolloutPiece(piece_id="0", group_size=2, rollouts=RolloutGroup(header=header, payload=payload))
+    request = pb.PushRolloutsRequest(pieces=[piece], **table.names)
+    for _ in range(2):
+        with pytest.raises(grpc.aio.AioRpcError, match="replica") as failure:
+            await table.client._stub.PushRollouts(request, timeout=5.0)
+        assert dict(failure.value.trailing_metadata() or ()) == {"groupreplay-reason": "DURABILITY_NOT_REACHED"}
+    assert len(list(table.redis.scan_iter("gr1:payload:*"))) == 1

@@ -1,6 +1,9 @@
 """The connection between service and Redis breaks at the worst moments, and nothing is lost or done twice."""
 
 import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -8,12 +11,22 @@ from invariants import check_invariants
 from lossy_proxy import LossyProxy
 from processes import RedisProcess
 from samples import effective, ids, make_group
-from service_user import serve_table
+from service_user import serve_table, settings
 from store_user import incoming
 from table_user import TableUser
 
-from groupreplay import BatchNotReadyError, GroupState, InsertOutcome, InternalError, StoreUnavailableError, TableConfig
-from groupreplay_server.store.connection import open_redis
+from groupreplay import (
+    AsyncClient,
+    BatchNotReadyError,
+    GroupState,
+    InsertOutcome,
+    InternalError,
+    StoreUnavailableError,
+    TableConfig,
+)
+from groupreplay_server.app import running_server
+from groupreplay_server.store.connection import listen, open_redis
+from groupreplay_server.store.keys import WAKE_CHANNEL
 from groupreplay_server.store.redis_store import RedisStore
 
 
@@ -137,3 +150,61 @@ async def test_a_redis_that_hangs_fails_calls_within_their_deadline(own_redis: R
             assert ids(await taken) == ["a", "b"]
             assert (await table.counters())["inserted"] == 2
         check_invariants(connection)
+
+
+@pytest.mark.parametrize("redis_proxy", [b"PING"], indirect=True)
+async def test_a_subscription_that_gets_no_answers_any_more_is_made_anew(redis_proxy: LossyProxy) -> None:
+    """A partition is silent, as a channel without messages is: pings tell them apart, and whoever waits is woken."""
+    async with open_redis(f"redis://{redis_proxy.address}", reply_timeout_s=None) as connection:
+        messages = listen(connection, WAKE_CHANNEL, quiet_s=0.05)
+        assert await anext(messages) is None
+        redis_proxy.hold_answers()
+        assert await asyncio.wait_for(anext(messages), 20) is None
+
+
+@pytest.mark.parametrize("where", ["url", "file", "setting"])
+async def test_a_password_opens_redis_and_is_written_nowhere(
+    clean_redis: redis.Redis, redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    """Not into the ready file, the log, or what settings and server look like when they are printed."""
+    caplog.set_level("DEBUG")
+    secret = tmp_path / "password"
+    secret.write_text("s3cret\n")
+    ways: dict[str, tuple[str, dict[str, Any]]] = {
+        "url": (redis_url.replace("unix://", "unix://somebody:s3cret@"), {}),
+        "file": (redis_url, {"redis_username": "somebody", "redis_password_file": secret}),
+        "setting": (redis_url, {"redis_username": "somebody", "redis_password": "s3cret"}),
+    }
+    url, fields = ways[where]
+    ready_file = tmp_path / "ready.json"
+    chosen = replace(settings(url), ready_file=ready_file, **fields)
+    clean_redis.acl_setuser(
+        "somebody", enabled=True, passwords=["+s3cret"], categories=["+@all"], keys=["*"], channels=["*"]
+    )
+    try:
+        async with running_server(chosen) as running, AsyncClient(running.grpc_address, timeout_s=20.0) as client:
+            assert await client.list_tables() == []
+            assert "somebody" in {connected["user"] for connected in clean_redis.client_list()}
+    finally:
+        clean_redis.acl_deluser("somebody")
+    assert "s3cret" not in "".join((ready_file.read_text(), caplog.text, repr(chosen), repr(running)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"redis_password": "a", "redis_password_file": Path("b")}, "a redis_password and a redis_password_file"),
+        ({"durability_min_replicas": 0}, "durability_min_replicas is 0"),
+        ({"durability_wait_s": 0.0}, "durability_wait_s is 0"),
+        ({"redis_ca_file": Path("ca.pem")}, "is not encrypted, but certificates are set; write rediss"),
+        ({"redis_url": "rediss://localhost/0", "redis_ca_file": Path("no-such.pem")}, "no-such.pem"),
+        ({"redis_password_file": Path("no-such-file")}, "no-such-file"),
+        ({"redis_url": "redis://u:one@localhost/0", "redis_password": "two"}, "has a password, and so have the"),
+        ({"redis_url": "", "redis_username": "somebody"}, "are for --redis-url, and that is empty"),
+    ],
+)
+async def test_settings_of_redis_that_contradict_each_other_are_refused(fields: dict[str, Any], said: str) -> None:
+    """Before anything is opened, by name."""
+    with pytest.raises(OSError, match=said):
+        async with running_server(replace(settings("redis://localhost/0"), **fields)):
+            pass

@@ -2,13 +2,12 @@
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 import redis
 from invariants import check_invariants
 from processes import redis_binaries, start_redis
-from redis_groups import redis_cluster
+from redis_groups import plain_client, redis_cluster
 from store_user import StoreUser
 
 from groupreplay.table_config import TableConfig
@@ -35,16 +34,10 @@ def redis_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.fixture
 def clean_redis(redis_url: str) -> Iterator[redis.Redis]:
     """That Redis, empty; afterwards it must hold what the layout allows, and nothing else."""
-    with _plain_client(redis_url) as connection:
+    with plain_client(redis_url) as connection:
         connection.flushall()
         yield connection
         check_invariants(connection)
-
-
-def _plain_client(url: str) -> redis.Redis:
-    if url.startswith("redis+cluster"):
-        return cast(redis.Redis, redis.RedisCluster.from_url(url.replace("redis+cluster", "redis")))
-    return redis.Redis.from_url(url)
 
 
 @pytest.fixture

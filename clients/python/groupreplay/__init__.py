@@ -7,6 +7,7 @@ from groupreplay.errors import (
     CallDeadlineExceededError,
     DurabilityNotReachedError,
     FuturePolicyVersionError,
+    GroupClosedError,
     GroupReplayError,
     GroupTooLargeError,
     InternalError,
@@ -30,6 +31,7 @@ from groupreplay.errors import (
     UnknownTableError,
 )
 from groupreplay.groups import FinishReason, Rollout, RolloutGroup
+from groupreplay.merge import merge_groups
 from groupreplay.snapshot_file import SnapshotFile, SnapshotFileError, SnapshotGroup
 from groupreplay.table_config import (
     Durability,
@@ -58,7 +60,10 @@ from groupreplay.types import (
     Policy,
     Producer,
     ProducerHealth,
+    PushOutcome,
+    PushResult,
     Quota,
+    RolloutPiece,
     Severity,
     StoredGroup,
     Table,
@@ -81,6 +86,7 @@ __all__ = [
     "Finding",
     "FinishReason",
     "FuturePolicyVersionError",
+    "GroupClosedError",
     "GroupFeedback",
     "GroupReplayError",
     "GroupSource",
@@ -100,6 +106,8 @@ __all__ = [
     "PrioritySource",
     "Producer",
     "ProducerHealth",
+    "PushOutcome",
+    "PushResult",
     "Quota",
     "QuotaExceededError",
     "RateLimit",
@@ -107,6 +115,7 @@ __all__ = [
     "Remover",
     "Rollout",
     "RolloutGroup",
+    "RolloutPiece",
     "Sampler",
     "ServiceUnavailableError",
     "Severity",
@@ -127,4 +136,5 @@ __all__ = [
     "UnknownRunError",
     "UnknownStepError",
     "UnknownTableError",
+    "merge_groups",
 ]

@@ -9,8 +9,8 @@ from typing import Any, Self
 
 import grpc
 
-from groupreplay import convert, convert_diagnosis, convert_tables
-from groupreplay.errors import InternalError, QuotaExceededError
+from groupreplay import convert, convert_diagnosis, convert_pieces, convert_tables
+from groupreplay.errors import GroupReplayError, InternalError, QuotaExceededError
 from groupreplay.groups import RolloutGroup
 from groupreplay.parts import MESSAGE_BYTES, PartAssembler, pack_parts, split_group
 from groupreplay.retry import Attempts, error_from_rpc
@@ -27,7 +27,10 @@ from groupreplay.types import (
     InsertResult,
     Lineage,
     Policy,
+    PushOutcome,
+    PushResult,
     Quota,
+    RolloutPiece,
     StoredGroup,
     Table,
 )
@@ -41,6 +44,8 @@ TRANSFER_TIMEOUT_S = 3600.0
 WINDOW_BYTES = 16 * 2**20
 """Payload bytes that insert_many sends before it waits for their results."""
 WINDOW_GROUPS = 256
+MAX_PIECES = 1024
+"""Pieces of partial groups in one message."""
 
 _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -144,6 +149,71 @@ class Client:
         request = pb.LocateGroupsRequest(run=run, table=table, group_ids=group_ids)
         response: pb.LocateGroupsResponse = self._unary(self._stub.LocateGroups, request)
         return convert.states_from_proto(response.states)
+
+    # Partial groups
+
+    def push_rollout(
+        self,
+        group: RolloutGroup,
+        *,
+        run: str,
+        table: str,
+        group_size: int,
+        piece_id: str,
+        min_rollouts: int | None = None,
+        close_after_s: float = 600.0,
+        timeout_s: float | None = None,
+    ) -> PushResult:
+        """Store one piece of a group, with one or more of its rollouts; the service puts the group together.
+
+        The group is inserted when group_size rollouts have come, in the order of their arrival; or close_after_s after
+        its first piece with what is there, if that is min_rollouts (None = group_size) at least: otherwise it is
+        dropped. Pushing a piece_id again changes nothing.
+
+        Raises:
+            InvalidGroupError: the piece disagrees with those before on prompt, task, group_size or columns.
+            GroupClosedError: the group closed without this piece, or was dropped.
+            GroupReplayError: the piece, or the group that it completed, was refused for another reason.
+        """
+        piece = RolloutPiece(
+            group=group,
+            piece_id=piece_id,
+            group_size=group_size,
+            min_rollouts=min_rollouts,
+            close_after_s=close_after_s,
+        )
+        [result] = self.push_rollouts([piece], run=run, table=table, timeout_s=timeout_s)
+        if result.error is not None:
+            raise result.error
+        if result.outcome is PushOutcome.CLOSED and result.insert is not None and result.insert.error is not None:
+            raise result.insert.error
+        return result
+
+    def push_rollouts(
+        self, pieces: Sequence[RolloutPiece], *, run: str, table: str, timeout_s: float | None = None
+    ) -> list[PushResult]:
+        """Store pieces of groups, in order; return a result for each. A refused piece does not hold up the others."""
+        attempts = Attempts(timeout_s or self._timeout_s)
+        wire = [convert_pieces.piece_to_wire(piece) for piece in pieces]
+        results: dict[int, PushResult] = {}
+        pending = list(range(len(wire)))
+        while True:
+            try:
+                responses = self._push([wire[index] for index in pending], run, table, attempts.left_s())
+            except grpc.RpcError as failure:
+                error = error_from_rpc(failure, self._address)
+                late = attempts.pause_unless_late(error)
+                if late is None and len(results) < len(wire):
+                    raise error from failure
+            else:
+                read = [convert_pieces.push_result_from_proto(*response) for response in responses]
+                results |= dict(zip(pending, read, strict=True))
+                pending = [index for index in pending if passing_error(results[index])]
+                passing = next((passing_error(results[index]) for index in pending), None)
+                late = attempts.pause_unless_late(passing) if passing is not None else None
+            if late is None:
+                return [results[index] for index in range(len(wire))]
+            time.sleep(late)
 
     # Batches and leases
 
@@ -569,6 +639,33 @@ class Client:
             results.extend((result, response.durability) for result in response.results)
         return results
 
+    def _push(
+        self,
+        pieces: Sequence[tuple[pb.RolloutPiece, group_pb2.GroupHeader, bytes]],
+        run: str,
+        table: str,
+        timeout_s: float | None,
+    ) -> list[tuple[pb.PushResult, int]]:
+        results: list[tuple[pb.PushResult, int]] = []
+        small = sum(header.ByteSize() + len(payload) for _, header, payload in pieces) <= MESSAGE_BYTES
+        if small and len(pieces) <= MAX_PIECES:
+            request = pb.PushRolloutsRequest(run=run, table=table)
+            for piece, header, payload in pieces:
+                whole = request.pieces.add()
+                whole.CopyFrom(piece)
+                whole.rollouts.CopyFrom(group_pb2.RolloutGroup(header=header, payload=payload))
+            response: pb.PushRolloutsResponse = self._stub.PushRollouts(request, timeout=timeout_s)
+            return [(result, response.durability) for result in response.results]
+        parts = pack_parts(
+            pb.PiecePart(piece=piece if part.HasField("header") else None, part=part)
+            for piece, header, payload in pieces
+            for part in split_group(header, payload)
+        )
+        requests = (pb.PushRolloutsStreamRequest(run=run, table=table, parts=packed) for packed in parts)
+        for response in self._stub.PushRolloutsStream(requests, timeout=timeout_s):
+            results.extend((result, response.durability) for result in response.results)
+        return results
+
     def _read_groups(self, request: pb.GetGroupsRequest, timeout_s: float | None) -> list[StoredGroup]:
         assembler = PartAssembler()
         groups: list[StoredGroup] = []
@@ -600,3 +697,9 @@ class Client:
 def may_pass(result: InsertResult) -> bool:
     """Whether the group was refused for a reason that may pass."""
     return result.error is not None and result.error.retryable
+
+
+def passing_error(result: PushResult) -> GroupReplayError | None:
+    """Return why the piece, or its complete group, was refused, if that may pass."""
+    errors = (result.error, result.insert.error if result.insert else None)
+    return next((error for error in errors if error is not None and error.retryable), None)

@@ -1,7 +1,7 @@
 """Protocol messages <-> the dataclasses of groups, batches and inserts; convert_tables.py has the others."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -205,11 +205,20 @@ def insert_result_from_proto(message: replay_service_pb2.InsertResult, durabilit
     outcome = meaning_of(_OUTCOME_OF, message.outcome, f"group {message.group_id}: insert outcome", InternalError)
     error = None
     if outcome is InsertOutcome.REFUSED:
-        known = message.reason in error_pb2.ErrorReason.values()
-        reason = error_pb2.ErrorReason.Name(message.reason) if known else str(message.reason)
-        error = error_from_reason(reason, message.message)
-    reached = _DURABILITY_OF.get(durability, Durability.MEMORY)
-    return InsertResult(group_id=message.group_id, outcome=outcome, error=error, durability=reached)
+        error = error_from_proto(message.reason, message.message)
+    return InsertResult(group_id=message.group_id, outcome=outcome, error=error, durability=durability_of(durability))
+
+
+def error_from_proto(number: int, message: str) -> GroupReplayError:
+    """Return the exception of a refusal inside an answer."""
+    known = number in error_pb2.ErrorReason.values()
+    reason = error_pb2.ErrorReason.Name(cast(error_pb2.ErrorReason.ValueType, number)) if known else str(number)
+    return error_from_reason(reason, message)
+
+
+def durability_of(number: int) -> Durability:
+    """Return the durability that a response states; one that this version does not know counts as memory."""
+    return _DURABILITY_OF.get(number, Durability.MEMORY)
 
 
 def states_from_proto(states: Sequence[table_pb2.GroupState.ValueType]) -> list[GroupState]:

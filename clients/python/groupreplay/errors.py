@@ -162,6 +162,14 @@ class UnknownStepError(GroupReplayError, LookupError):
     http_status = 404
 
 
+class GroupClosedError(GroupReplayError):
+    """The partial group closed without this piece: it was complete, or its time was over."""
+
+    reason = "GROUP_CLOSED"
+    grpc_code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 409
+
+
 class PayloadLostError(GroupReplayError):
     """The index names a payload that the store no longer has."""
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from groupreplay.errors import GroupTooLargeError, InvalidGroupError, InvalidRequestError
 from groupreplay.v1 import group_pb2, replay_service_pb2
 
 MESSAGE_BYTES = 2 * 2**20
 """Bytes of parts that are put together in one message; a part alone may have as many of payload, and its header."""
+
+PartT = TypeVar("PartT", group_pb2.GroupPart, replay_service_pb2.PiecePart)
 
 
 def split_group(header: group_pb2.GroupHeader, payload: bytes) -> Iterator[group_pb2.GroupPart]:
@@ -18,9 +21,9 @@ def split_group(header: group_pb2.GroupHeader, payload: bytes) -> Iterator[group
         yield group_pb2.GroupPart(payload=payload[start : start + MESSAGE_BYTES])
 
 
-def pack_parts(parts: Iterable[group_pb2.GroupPart]) -> Iterator[list[group_pb2.GroupPart]]:
+def pack_parts(parts: Iterable[PartT]) -> Iterator[list[PartT]]:
     """Yield the parts in lists that fit one message each."""
-    pending: list[group_pb2.GroupPart] = []
+    pending: list[PartT] = []
     size = 0
     for part in parts:
         part_bytes = part.ByteSize()

@@ -17,6 +17,8 @@ from groupreplay.errors import (
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
+SHORTEST_ATTEMPT_S = 0.05
+"""An attempt that had less would end in a timeout of its own, and hide why those before it failed."""
 REASON_METADATA = "groupreplay-reason"
 
 # A connection that breaks in the middle of a call ends it with one of these, depending on what was under way.
@@ -53,7 +55,7 @@ class Attempts:
         longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._failures, 16))
         self._failures += 1
         pause_s = longest * random.uniform(0.5, 1.0)
-        late = self._deadline is not None and time.monotonic() + pause_s >= self._deadline
+        late = self._deadline is not None and time.monotonic() + pause_s + SHORTEST_ATTEMPT_S >= self._deadline
         return None if late or not error.retryable else pause_s
 
     def succeeded(self) -> None:

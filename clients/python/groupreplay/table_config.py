@@ -217,7 +217,7 @@ class TableConfig:
         self._check_together()
 
     def _check_together(self) -> None:
-        if self.rate_limit is not None and self.fill is not Fill.SAMPLE:
+        if self.rate_limit is not None and self.fill != Fill.SAMPLE:
             raise InvalidRequestError(f"rate_limit needs fill sample, not {self.fill}: batches pace themselves")
         if self.groups_per_version is not None and self.max_staleness is None:
             raise InvalidRequestError("groups_per_version needs max_staleness: the rule counts versions up to it")

@@ -9,6 +9,10 @@ from groupreplay.errors import GroupReplayError, InvalidRequestError
 from groupreplay.groups import RolloutGroup, check_name
 from groupreplay.table_config import Durability, TableConfig
 
+MAX_GROUP_SIZE = 4096
+"""Rollouts of a group that is put together from pieces."""
+MIN_CLOSE_AFTER_S, MAX_CLOSE_AFTER_S = 0.001, 86_400.0
+
 
 class GroupSource(StrEnum):
     """Whether a delivered group is new to training or was committed in an earlier step."""
@@ -197,6 +201,76 @@ class InsertResult:
     """What the group has reached, where it was inserted or is a duplicate."""
 
 
+class PushOutcome(StrEnum):
+    """What became of a piece of a partial group."""
+
+    PENDING = "pending"
+    """It is kept; the group waits for others."""
+    CLOSED = "closed"
+    """The group has closed."""
+    DUPLICATE = "duplicate"
+    """It was there before; nothing changed."""
+    REFUSED = "refused"
+    """Nothing changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutPiece:
+    """One or more rollouts of a group that the service puts together.
+
+    Raises:
+        InvalidRequestError: a number is out of its range, or piece_id is no name.
+    """
+
+    group: RolloutGroup
+    """The rollouts, as a group of themselves. All pieces of a group have its group_id, and agree on prompt and task."""
+    piece_id: str
+    """Chosen by the producer, so that a retry is safe; the index of the rollout, for example."""
+    group_size: int
+    """Rollouts at which the group is complete, in 1 to MAX_GROUP_SIZE; all pieces agree on it."""
+    min_rollouts: int | None = None
+    """Fewest rollouts worth inserting when time is over; None = group_size. That of the first piece holds."""
+    close_after_s: float = 600.0
+    """Seconds after the first piece when the group closes with what is there; that of the first piece holds."""
+
+    def __post_init__(self) -> None:
+        check_name(self.piece_id, "piece_id")
+        where = f"piece {self.piece_id} of group {self.group.group_id}"
+        least = self.group_size if self.min_rollouts is None else self.min_rollouts
+        if not 1 <= self.group_size <= MAX_GROUP_SIZE or not 1 <= least <= self.group_size:
+            raise InvalidRequestError(
+                f"{where}: group_size {self.group_size} and min_rollouts {self.min_rollouts} are not in "
+                f"1 <= min_rollouts <= group_size <= {MAX_GROUP_SIZE}"
+            )
+        if not MIN_CLOSE_AFTER_S <= self.close_after_s <= MAX_CLOSE_AFTER_S:
+            raise InvalidRequestError(
+                f"{where}: close_after_s {self.close_after_s} is not in {MIN_CLOSE_AFTER_S:g} to {MAX_CLOSE_AFTER_S:g}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushResult:
+    """What became of one piece of a push."""
+
+    group_id: str
+    piece_id: str
+    outcome: PushOutcome
+    rollouts: int = 0
+    """Rollouts of the group that are there; 0 where the group had closed before."""
+    group_size: int = 0
+    """Of how many; 0 where the group had closed before."""
+    insert: InsertResult | None = None
+    """What became of the whole group, where this push found it complete or its time over, or knows its group_id.
+
+    Beside a pending piece it is a refusal that may pass, such as a full table: the pieces are kept, and the service
+    tries again by itself.
+    """
+    error: GroupReplayError | None = None
+    """Why the piece was refused."""
+    durability: Durability = Durability.MEMORY
+    """What the piece has reached, unless it was refused."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """A published version of a run's policy; version 0 is what the run starts from."""
@@ -283,7 +357,7 @@ class Table:
     """Fresh groups in leases that are neither committed nor given back."""
     leases: int
     payload_bytes: int
-    """Payload of fresh, leased and replay groups."""
+    """Payload of fresh, leased and replay groups, and of the pieces of partial groups."""
     policy_version: int
     last_insert_ms: int
     """Unix milliseconds; 0 = none yet."""

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from groupreplay import convert, convert_diagnosis, convert_tables
+from groupreplay import convert, convert_diagnosis, convert_pieces, convert_tables
 from groupreplay.errors import GroupReplayError, InternalError, InvalidRequestError, StoreUnavailableError
 from groupreplay.groups import check_name
 from groupreplay.parts import AssembledGroup, PartAssembler
@@ -20,6 +20,7 @@ from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.snapshots import read_groups, read_header, serialize_snapshot
 from groupreplay_server.api.wire import batch_header, delivery, serialize_batch, serialize_read_groups
 from groupreplay_server.batches import DEFAULT_ADMISSION_S, DEFAULT_LEASE_S
+from groupreplay_server.pieces import ArrivedPiece, PieceAssembler
 from groupreplay_server.service import ReplayService
 from groupreplay_server.store.records import LeasedBatch
 
@@ -67,6 +68,38 @@ class GrpcApi:
         results, durability = await self._service.insert(run, table, groups)
         return pb.InsertResponse(
             results=[convert.insert_result_to_proto(result) for result in results],
+            durability=convert.DURABILITIES[durability],
+        )
+
+    async def push_rollouts(self, request: pb.PushRolloutsRequest) -> pb.PushRolloutsResponse:
+        if len(request.pieces) > MAX_INSERT_GROUPS:
+            raise InvalidRequestError(f"{len(request.pieces)} pieces in one PushRollouts, at most {MAX_INSERT_GROUPS}")
+        pieces = [
+            ArrivedPiece(piece, AssembledGroup(piece.rollouts.header, piece.rollouts.payload or None))
+            for piece in request.pieces
+        ]
+        return await self._push_rollouts(request.run, request.table, pieces)
+
+    async def push_rollouts_stream(
+        self, requests: AsyncIterator[pb.PushRolloutsStreamRequest]
+    ) -> AsyncIterator[pb.PushRolloutsResponse]:
+        run = table = ""
+        assembler: PieceAssembler | None = None
+        async for request in requests:
+            if assembler is None:
+                run, table = request.run, request.table
+                assembler = PieceAssembler((await self._service.table_config(run, table)).max_group_bytes)
+            added = [assembler.add(part) for part in request.parts]
+            if pieces := [piece for piece in added if piece is not None]:
+                yield await self._push_rollouts(run, table, pieces)
+        if assembler is not None:
+            assembler.check_complete()
+
+    async def _push_rollouts(self, run: str, table: str, pieces: list[ArrivedPiece]) -> pb.PushRolloutsResponse:
+        self._metrics.payload("in", sum(len(piece.rollouts.payload or b"") for piece in pieces))
+        results, durability = await self._service.partial_groups.push(run, table, pieces)
+        return pb.PushRolloutsResponse(
+            results=[convert_pieces.push_result_to_proto(result) for result in results],
             durability=convert.DURABILITIES[durability],
         )
 

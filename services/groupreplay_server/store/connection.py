@@ -152,14 +152,14 @@ class _MasterPool(SentinelConnectionPool):
         return found
 
 
-async def listen(redis: Backend, channel: str) -> AsyncIterator[str | None]:
+async def listen(redis: Backend, channel: str, *, quiet_s: float = QUIET_S) -> AsyncIterator[str | None]:
     """Yield each message of a channel; None whenever messages may have been missed, as after every (re)connection."""
     while True:
         try:
             client = await redis.subscriber()
             async with client.pubsub() as subscription:
                 await subscription.subscribe(channel)
-                async for message in _messages(subscription):
+                async for message in _messages(subscription, quiet_s):
                     if message["type"] == "message":
                         yield text(message["data"])
                     elif message["type"] == "subscribe" or redis.may_miss_messages:
@@ -168,16 +168,16 @@ async def listen(redis: Backend, channel: str) -> AsyncIterator[str | None]:
             await asyncio.sleep(RECONNECT_S)
 
 
-async def _messages(subscription: PubSub) -> AsyncIterator[dict[str, Any]]:
+async def _messages(subscription: PubSub, quiet_s: float) -> AsyncIterator[dict[str, Any]]:
     """Yield what comes, answers to our own pings included; end with an error when the other side does not answer."""
     pinged = False
     while True:
-        message = await subscription.get_message(timeout=QUIET_S)
+        message = await subscription.get_message(timeout=quiet_s)
         if message is not None:
             pinged = False
             yield message
         elif pinged:
-            raise RedisConnectionError(f"Redis did not answer a ping of a subscription within {QUIET_S:g} s")
+            raise RedisConnectionError(f"Redis did not answer a ping of a subscription within {quiet_s:g} s")
         else:
             await subscription.ping()
             pinged = True

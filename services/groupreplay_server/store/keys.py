@@ -14,8 +14,10 @@ SWEEPER = f"{PREFIX}:sweeper"
 """string: the server that sweeps orphans, with an expiry"""
 RESTORES = f"{PREFIX}:restores"
 """set of `run/table` that are being restored"""
+PAYLOADS = f"{PREFIX}:payload:"
+"""what every payload key begins with"""
 WAKE_CHANNEL = f"{PREFIX}:wake"
-"""pub/sub channel, messages `run/table fresh N`, `run/table demand N`, `run policy N`"""
+"""pub/sub channel, messages `run/table fresh N`, `run/table demand N`, `run policy N`, `run/table closing MS`"""
 
 _RUN_KEYS = ("policy", "tables", "labels", "quota", "usage", "barrier")
 _TABLE_KEYS = (
@@ -23,6 +25,7 @@ _TABLE_KEYS = (
     "sums", "born", "headers", "facts", "marks", "uses", "pins", "returns", "leased", "leases", "records", "ended",
     "steps", "seen", "waiting", "admitted", "garbage",
     "lineage", "logged", "producers", "holds",
+    "opened", "pieces", "closing", "closed", "closed_at",
 )  # fmt: skip
 
 
@@ -80,12 +83,18 @@ class TableKeys:
 
     def payload(self, member: str) -> str:
         """Return the key of a payload; member = group_id/payload_ref, as the garbage set has it."""
-        return f"{PREFIX}:payload:{self.run}/{self.table}/{member}"
+        return f"{PAYLOADS}{self.run}/{self.table}/{member}"
 
 
 def barrier_beside(key: str) -> str:
     """Return the barrier of the run that an index key belongs to; both are in one slot."""
     return RunKeys(key[key.index("{") + 1 : key.index("}")]).barrier
+
+
+def payload_parts(key: str) -> tuple[str, str, str, str]:
+    """Return run, table, group_id and payload_ref of a payload key."""
+    run, table, group_id, payload_ref = key.removeprefix(PAYLOADS).split("/")
+    return run, table, group_id, payload_ref
 
 
 def is_declared(key: str) -> bool:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from groupreplay.errors import GroupReplayError
+from groupreplay.merge import PieceTerms
 from groupreplay.types import GroupSource, Lease, Producer
 
 
@@ -120,3 +122,57 @@ class BatchNotReady:
     """How many of them are there."""
     next_deadline_ms: int
     """When the next lease ends, and its groups may come back; 0 = no lease."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncomingPiece:
+    """A piece of a partial group to be stored; the header stays as the producer serialized it."""
+
+    group_id: str
+    piece_id: str
+    header: bytes
+    payload: bytes
+    merged_bytes: int
+    """What it adds to the payload of the whole group, at most: without the prompt, which all pieces carry."""
+    rollouts: int
+    policy_version_min: int
+    policy_version_max: int
+    producer_id: str
+    terms: PieceTerms
+    group_size: int
+    min_rollouts: int
+    close_after_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PieceReply:
+    """What the store says of a piece."""
+
+    group_id: str
+    piece_id: str
+    what: str
+    """KEPT, FULL, DUPLICATE, DUE, KNOWN (push_rollouts.lua), or REFUSED."""
+    rollouts: int
+    group_size: int
+    error: GroupReplayError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPiece:
+    """A piece of a claimed group, without its payload."""
+
+    header: bytes
+    payload_ref: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What became of the wish to put a partial group together."""
+
+    what: str
+    """GONE, OPEN, DROPPED or CLAIMED (claim_partial.lua)."""
+    pieces: tuple[StoredPiece, ...] = ()
+    """In order of arrival; with CLAIMED."""
+    rollouts: int = 0
+    min_rollouts: int = 0
+    group_size: int = 0

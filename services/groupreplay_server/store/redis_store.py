@@ -30,6 +30,7 @@ from groupreplay_server.store.fields import (
 )
 from groupreplay_server.store.keeping_store import KeepingStore, KeptGroup
 from groupreplay_server.store.keys import RUNS, RunKeys, TableKeys
+from groupreplay_server.store.piece_store import PieceStore
 from groupreplay_server.store.policy_store import PolicyStore
 from groupreplay_server.store.records import (
     BatchNotReady,
@@ -65,6 +66,7 @@ class RedisStore:
         self._new_seed = new_seed
         self.policies = PolicyStore(redis, clock)
         self.keeping = KeepingStore(redis, self._shared)
+        self.pieces = PieceStore(redis, clock, new_seed)
 
     async def ping(self) -> None:
         """Raise StoreUnavailableError unless Redis answers."""
@@ -163,11 +165,8 @@ class RedisStore:
                 await self._unlink(key for key, ref in zip(payload_keys, refs, strict=True) if ref)
             raise
         results = [_insert_result(group, reply.decode()) for group, reply in zip(groups, replies, strict=True)]
-        await self._unlink(
-            key
-            for key, ref, result in zip(payload_keys, refs, results, strict=True)
-            if ref and result.outcome is not InsertOutcome.INSERTED
-        )
+        if any(ref and result.outcome is not InsertOutcome.INSERTED for ref, result in zip(refs, results, strict=True)):
+            await self.collect_garbage(run, table)
         return results
 
     async def locate_groups(self, run: str, table: str, group_ids: Sequence[str]) -> list[GroupState]:

@@ -1,6 +1,6 @@
 """Loads the Lua scripts, one per atomic operation, and calls them by the names of their parameters.
 
-A script's header is its signature: lines `local name = ARGV[n]`, and at most one `-- repeated: a, b` for a tail of
+A script's header is its signature: lines `local name = ARGV[n]`, and lines `-- repeated: a, b` for a tail of
 records. Calling it with a missing or unknown name is a TypeError.
 """
 
@@ -23,7 +23,7 @@ Value = str | bytes | int | float
 _PARAMETER = re.compile(r"^local (\w+) = (?:tonumber\()?ARGV\[(\d+)\]", re.MULTILINE)
 _REPEATED = re.compile(r"^-- repeated: (.+)$", re.MULTILINE)
 _SHARED = ("now_ms", "topic", "seed")
-_SHARED_FILES = ("prelude", "replay", "leases", "restores")
+_SHARED_FILES = ("prelude", "replay", "partials", "leases", "restores")
 """What stands before every script over a table, in this order."""
 RUN_SCRIPTS = frozenset({"advance_policy", "rewind_policy", "set_quota"})
 """Scripts over a run rather than a table: they stand alone."""
@@ -75,13 +75,13 @@ def load_script(name: str) -> Script:
     else:
         source = "".join(folder.joinpath(f"{file}.lua").read_text() for file in _SHARED_FILES) + own
         parameters = _SHARED + tuple(parameter for _, parameter in found)
-    repeated = _REPEATED.search(own)
+    repeated = ",".join(_REPEATED.findall(own))
     return Script(
         name=name,
         source=source,
         sha=hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(),
         parameters=parameters,
-        repeated=tuple(part.strip() for part in repeated[1].split(",")) if repeated else (),
+        repeated=tuple(part.strip() for part in repeated.split(",") if part.strip()),
     )
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1agroupreplay/v1/error.proto\x12\x0egroupreplay.v1*\x9c\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fINVALID_REQUEST\x10\x01\x12\x11\n\rINVALID_GROUP\x10\x02\x12\x13\n\x0fGROUP_TOO_LARGE\x10\x03\x12\x0f\n\x0bUNKNOWN_RUN\x10\x04\x12\x11\n\rUNKNOWN_TABLE\x10\x05\x12\x10\n\x0cTABLE_EXISTS\x10\x06\x12\x0e\n\nTABLE_FULL\x10\x07\x12\x18\n\x14STALE_POLICY_VERSION\x10\x08\x12\x19\n\x15\x46UTURE_POLICY_VERSION\x10\t\x12\x1b\n\x17POLICY_VERSION_CONFLICT\x10\n\x12\x13\n\x0f\x42\x41TCH_NOT_READY\x10\x0b\x12\x11\n\rUNKNOWN_LEASE\x10\x0c\x12\x11\n\rLEASE_EXPIRED\x10\r\x12\x11\n\rSTEP_CONFLICT\x10\x0e\x12\x10\n\x0cPAYLOAD_LOST\x10\x0f\x12\x15\n\x11STORE_UNAVAILABLE\x10\x10\x12\x11\n\rSHUTTING_DOWN\x10\x11\x12\x17\n\x13SERVICE_UNAVAILABLE\x10\x12\x12\x15\n\x11\x44\x45\x41\x44LINE_EXCEEDED\x10\x13\x12\x0c\n\x08INTERNAL\x10\x14\x12\x1a\n\x16\x44URABILITY_NOT_REACHED\x10\x15\x12\x12\n\x0eQUOTA_EXCEEDED\x10\x16\x12\x10\n\x0cRATE_LIMITED\x10\x17\x12\x10\n\x0cUNKNOWN_STEP\x10\x18\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1agroupreplay/v1/error.proto\x12\x0egroupreplay.v1*\xae\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fINVALID_REQUEST\x10\x01\x12\x11\n\rINVALID_GROUP\x10\x02\x12\x13\n\x0fGROUP_TOO_LARGE\x10\x03\x12\x0f\n\x0bUNKNOWN_RUN\x10\x04\x12\x11\n\rUNKNOWN_TABLE\x10\x05\x12\x10\n\x0cTABLE_EXISTS\x10\x06\x12\x0e\n\nTABLE_FULL\x10\x07\x12\x18\n\x14STALE_POLICY_VERSION\x10\x08\x12\x19\n\x15\x46UTURE_POLICY_VERSION\x10\t\x12\x1b\n\x17POLICY_VERSION_CONFLICT\x10\n\x12\x13\n\x0f\x42\x41TCH_NOT_READY\x10\x0b\x12\x11\n\rUNKNOWN_LEASE\x10\x0c\x12\x11\n\rLEASE_EXPIRED\x10\r\x12\x11\n\rSTEP_CONFLICT\x10\x0e\x12\x10\n\x0cPAYLOAD_LOST\x10\x0f\x12\x15\n\x11STORE_UNAVAILABLE\x10\x10\x12\x11\n\rSHUTTING_DOWN\x10\x11\x12\x17\n\x13SERVICE_UNAVAILABLE\x10\x12\x12\x15\n\x11\x44\x45\x41\x44LINE_EXCEEDED\x10\x13\x12\x0c\n\x08INTERNAL\x10\x14\x12\x1a\n\x16\x44URABILITY_NOT_REACHED\x10\x15\x12\x12\n\x0eQUOTA_EXCEEDED\x10\x16\x12\x10\n\x0cRATE_LIMITED\x10\x17\x12\x10\n\x0cUNKNOWN_STEP\x10\x18\x12\x10\n\x0cGROUP_CLOSED\x10\x19\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'groupreplay.v1.error_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=47
-  _globals['_ERRORREASON']._serialized_end=587
+  _globals['_ERRORREASON']._serialized_end=605
 # @@protoc_insertion_point(module_scope)

@@ -71,6 +71,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The table's rate limit holds inserts back until more was sampled. Retryable."""
     UNKNOWN_STEP: _ErrorReason.ValueType  # 24
     """The table's lineage has no such training step (any more)."""
+    GROUP_CLOSED: _ErrorReason.ValueType  # 25
+    """The partial group closed without this piece: it was complete, or its time was over."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. Sent by name in the trailing metadata key
@@ -127,4 +129,6 @@ RATE_LIMITED: ErrorReason.ValueType  # 23
 """The table's rate limit holds inserts back until more was sampled. Retryable."""
 UNKNOWN_STEP: ErrorReason.ValueType  # 24
 """The table's lineage has no such training step (any more)."""
+GROUP_CLOSED: ErrorReason.ValueType  # 25
+"""The partial group closed without this piece: it was complete, or its time was over."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -46,6 +46,35 @@ REFUSED: InsertOutcome.ValueType  # 3
 """Nothing changed."""
 Global___InsertOutcome: _TypeAlias = InsertOutcome  # noqa: Y015
 
+class _PushOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PushOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PushOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PUSH_OUTCOME_UNSPECIFIED: _PushOutcome.ValueType  # 0
+    PIECE_PENDING: _PushOutcome.ValueType  # 1
+    """The piece is kept; the group waits for others."""
+    PIECE_CLOSED: _PushOutcome.ValueType  # 2
+    """The group has closed; `insert` says what became of it."""
+    PIECE_DUPLICATE: _PushOutcome.ValueType  # 3
+    """The piece was there before. Nothing changed. `insert` is present where the group is, or was, in the table."""
+    PIECE_REFUSED: _PushOutcome.ValueType  # 4
+    """Nothing changed."""
+
+class PushOutcome(_PushOutcome, metaclass=_PushOutcomeEnumTypeWrapper): ...
+
+PUSH_OUTCOME_UNSPECIFIED: PushOutcome.ValueType  # 0
+PIECE_PENDING: PushOutcome.ValueType  # 1
+"""The piece is kept; the group waits for others."""
+PIECE_CLOSED: PushOutcome.ValueType  # 2
+"""The group has closed; `insert` says what became of it."""
+PIECE_DUPLICATE: PushOutcome.ValueType  # 3
+"""The piece was there before. Nothing changed. `insert` is present where the group is, or was, in the table."""
+PIECE_REFUSED: PushOutcome.ValueType  # 4
+"""Nothing changed."""
+Global___PushOutcome: _TypeAlias = PushOutcome  # noqa: Y015
+
 class _Severity:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -205,6 +234,211 @@ class InsertResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InsertResult: _TypeAlias = InsertResult  # noqa: Y015
+
+@_typing.final
+class PushRolloutsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    PIECES_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    @_builtins.property
+    def pieces(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutPiece]:
+        """In the order they shall arrive. At most 1024."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        pieces: _abc.Iterable[Global___RolloutPiece] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pieces", b"pieces", "run", b"run", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushRolloutsRequest: _TypeAlias = PushRolloutsRequest  # noqa: Y015
+
+@_typing.final
+class RolloutPiece(_message.Message):
+    """One or more rollouts of a group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUTS_FIELD_NUMBER: _builtins.int
+    PIECE_ID_FIELD_NUMBER: _builtins.int
+    GROUP_SIZE_FIELD_NUMBER: _builtins.int
+    MIN_ROLLOUTS_FIELD_NUMBER: _builtins.int
+    CLOSE_AFTER_S_FIELD_NUMBER: _builtins.int
+    piece_id: _builtins.str
+    """Chosen by the producer, so that a retry is safe: a piece of a known id changes nothing. 1 to 128 of [A-Za-z0-9._-]."""
+    group_size: _builtins.int
+    """Rollouts at which the group is complete, 1 to 4096. All pieces agree on it."""
+    min_rollouts: _builtins.int
+    """Fewest rollouts worth inserting when time is over, 1 to group_size [group_size]. That of the first piece holds."""
+    close_after_s: _builtins.float
+    """Seconds after its first piece when the group closes with what is there, or is dropped when that is less than
+    min_rollouts; 0.001 to 86400 [600]. That of the first piece holds.
+    """
+    @_builtins.property
+    def rollouts(self) -> _group_pb2.RolloutGroup:
+        """The rollouts, as a group of themselves, with its payload. All pieces of a group have its group_id, and agree on
+        prompt_id, prompt tokens and text, task, and the names, dtypes and inner shapes of columns. Columns of other names
+        than the group's own have one row for each response token or for each rollout.
+        """
+
+    def __init__(
+        self,
+        *,
+        rollouts: _group_pb2.RolloutGroup | None = ...,
+        piece_id: _builtins.str = ...,
+        group_size: _builtins.int = ...,
+        min_rollouts: _builtins.int = ...,
+        close_after_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollouts", b"rollouts"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_after_s", b"close_after_s", "group_size", b"group_size", "min_rollouts", b"min_rollouts", "piece_id", b"piece_id", "rollouts", b"rollouts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutPiece: _TypeAlias = RolloutPiece  # noqa: Y015
+
+@_typing.final
+class PushRolloutsStreamRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """On the first message of the stream."""
+    table: _builtins.str
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PiecePart]:
+        """The parts of a piece follow each other."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        parts: _abc.Iterable[Global___PiecePart] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "run", b"run", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushRolloutsStreamRequest: _TypeAlias = PushRolloutsStreamRequest  # noqa: Y015
+
+@_typing.final
+class PiecePart(_message.Message):
+    """A part of a piece, so that no message is large however large the piece is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIECE_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def piece(self) -> Global___RolloutPiece:
+        """On the first part of a piece only, without `rollouts`."""
+
+    @_builtins.property
+    def part(self) -> _group_pb2.GroupPart:
+        """What `rollouts` would hold."""
+
+    def __init__(
+        self,
+        *,
+        piece: Global___RolloutPiece | None = ...,
+        part: _group_pb2.GroupPart | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "piece", b"piece"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "piece", b"piece"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PiecePart: _TypeAlias = PiecePart  # noqa: Y015
+
+@_typing.final
+class PushRolloutsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    durability: _table_pb2.Durability.ValueType
+    """What the pieces that are there, and the groups that closed, have reached."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___PushResult]:
+        """One for each piece, in order. A refused piece does not hold up the others."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___PushResult] | None = ...,
+        durability: _table_pb2.Durability.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushRolloutsResponse: _TypeAlias = PushRolloutsResponse  # noqa: Y015
+
+@_typing.final
+class PushResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    PIECE_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    ROLLOUTS_FIELD_NUMBER: _builtins.int
+    GROUP_SIZE_FIELD_NUMBER: _builtins.int
+    INSERT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.str
+    piece_id: _builtins.str
+    outcome: Global___PushOutcome.ValueType
+    rollouts: _builtins.int
+    """Rollouts of the group that are there, of how many; 0 where the group had closed before."""
+    group_size: _builtins.int
+    reason: _error_pb2.ErrorReason.ValueType
+    """Why the piece was refused; with PIECE_REFUSED only."""
+    message: _builtins.str
+    @_builtins.property
+    def insert(self) -> Global___InsertResult:
+        """What became of the whole group, where this call found it complete or its time over. With PIECE_PENDING it was refused
+        for a reason that may pass: the pieces are kept, and the service tries again by itself, or when a piece is repeated.
+        """
+
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.str = ...,
+        piece_id: _builtins.str = ...,
+        outcome: Global___PushOutcome.ValueType = ...,
+        rollouts: _builtins.int = ...,
+        group_size: _builtins.int = ...,
+        insert: Global___InsertResult | None = ...,
+        reason: _error_pb2.ErrorReason.ValueType = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["insert", b"insert"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "group_size", b"group_size", "insert", b"insert", "message", b"message", "outcome", b"outcome", "piece_id", b"piece_id", "reason", b"reason", "rollouts", b"rollouts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushResult: _TypeAlias = PushResult  # noqa: Y015
 
 @_typing.final
 class NextBatchRequest(_message.Message):

@@ -116,6 +116,16 @@ class ReplayServiceStub(object):
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.DeleteGroupsRequest.SerializeToString,
                 response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.DeleteGroupsResponse.FromString,
                 _registered_method=True)
+        self.PushRollouts = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/PushRollouts',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsResponse.FromString,
+                _registered_method=True)
+        self.PushRolloutsStream = channel.stream_stream(
+                '/groupreplay.v1.ReplayService/PushRolloutsStream',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsStreamRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsResponse.FromString,
+                _registered_method=True)
         self.CreateTable = channel.unary_unary(
                 '/groupreplay.v1.ReplayService/CreateTable',
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.CreateTableRequest.SerializeToString,
@@ -305,6 +315,21 @@ class ReplayServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PushRollouts(self, request, context):
+        """Stores rollouts of groups whose rollouts end at different times or places. A group is inserted when all its rollouts
+        have come or its time is over. For what fits one message; larger pieces go through PushRolloutsStream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PushRolloutsStream(self, request_iterator, context):
+        """Stores pieces of any size, and answers for each in the order they came.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateTable(self, request, context):
         """Makes a table, and its run where it is the first. The same call again changes nothing.
         """
@@ -481,6 +506,16 @@ def add_ReplayServiceServicer_to_server(servicer, server):
                     servicer.DeleteGroups,
                     request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.DeleteGroupsRequest.FromString,
                     response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.DeleteGroupsResponse.SerializeToString,
+            ),
+            'PushRollouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.PushRollouts,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsResponse.SerializeToString,
+            ),
+            'PushRolloutsStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.PushRolloutsStream,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsStreamRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsResponse.SerializeToString,
             ),
             'CreateTable': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateTable,
@@ -987,6 +1022,60 @@ class ReplayService(object):
             '/groupreplay.v1.ReplayService/DeleteGroups',
             groupreplay_dot_v1_dot_replay__service__pb2.DeleteGroupsRequest.SerializeToString,
             groupreplay_dot_v1_dot_replay__service__pb2.DeleteGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushRollouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/PushRollouts',
+            groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushRolloutsStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/groupreplay.v1.ReplayService/PushRolloutsStream',
+            groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsStreamRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.PushRolloutsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -67,6 +67,12 @@ class ReplayServiceStub:
     """Reads groups without taking them."""
     DeleteGroups: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.DeleteGroupsRequest, _replay_service_pb2.DeleteGroupsResponse]
     """Removes groups that are not in a lease as fresh."""
+    PushRollouts: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.PushRolloutsRequest, _replay_service_pb2.PushRolloutsResponse]
+    """Stores rollouts of groups whose rollouts end at different times or places. A group is inserted when all its rollouts
+    have come or its time is over. For what fits one message; larger pieces go through PushRolloutsStream.
+    """
+    PushRolloutsStream: _grpc.StreamStreamMultiCallable[_replay_service_pb2.PushRolloutsStreamRequest, _replay_service_pb2.PushRolloutsResponse]
+    """Stores pieces of any size, and answers for each in the order they came."""
     CreateTable: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.CreateTableRequest, _replay_service_pb2.CreateTableResponse]
     """Makes a table, and its run where it is the first. The same call again changes nothing."""
     UpdateTable: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.UpdateTableRequest, _replay_service_pb2.UpdateTableResponse]
@@ -131,6 +137,12 @@ class ReplayServiceAsyncStub(ReplayServiceStub):
     """Reads groups without taking them."""
     DeleteGroups: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.DeleteGroupsRequest, _replay_service_pb2.DeleteGroupsResponse]  # type: ignore[assignment]
     """Removes groups that are not in a lease as fresh."""
+    PushRollouts: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.PushRolloutsRequest, _replay_service_pb2.PushRolloutsResponse]  # type: ignore[assignment]
+    """Stores rollouts of groups whose rollouts end at different times or places. A group is inserted when all its rollouts
+    have come or its time is over. For what fits one message; larger pieces go through PushRolloutsStream.
+    """
+    PushRolloutsStream: _aio.StreamStreamMultiCallable[_replay_service_pb2.PushRolloutsStreamRequest, _replay_service_pb2.PushRolloutsResponse]  # type: ignore[assignment]
+    """Stores pieces of any size, and answers for each in the order they came."""
     CreateTable: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.CreateTableRequest, _replay_service_pb2.CreateTableResponse]  # type: ignore[assignment]
     """Makes a table, and its run where it is the first. The same call again changes nothing."""
     UpdateTable: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.UpdateTableRequest, _replay_service_pb2.UpdateTableResponse]  # type: ignore[assignment]
@@ -288,6 +300,24 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_replay_service_pb2.DeleteGroupsResponse, _abc.Awaitable[_replay_service_pb2.DeleteGroupsResponse]]:
         """Removes groups that are not in a lease as fresh."""
+
+    @_abc_1.abstractmethod
+    def PushRollouts(
+        self,
+        request: _replay_service_pb2.PushRolloutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.PushRolloutsResponse, _abc.Awaitable[_replay_service_pb2.PushRolloutsResponse]]:
+        """Stores rollouts of groups whose rollouts end at different times or places. A group is inserted when all its rollouts
+        have come or its time is over. For what fits one message; larger pieces go through PushRolloutsStream.
+        """
+
+    @_abc_1.abstractmethod
+    def PushRolloutsStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_replay_service_pb2.PushRolloutsStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_replay_service_pb2.PushRolloutsResponse], _abc.AsyncIterator[_replay_service_pb2.PushRolloutsResponse]]:
+        """Stores pieces of any size, and answers for each in the order they came."""
 
     @_abc_1.abstractmethod
     def CreateTable(

@@ -1,7 +1,7 @@
 -- Insert rollout groups, in the order given, as fresh, or as replay where the table only samples; an id that is or was
 -- in the table changes nothing.
 -- Returns a list with one of these per group: 'INSERTED', 'DUPLICATE', or 'REASON message' for a refused one.
--- Errors: UNKNOWN_RUN, UNKNOWN_TABLE
+-- Errors: UNKNOWN_RUN, UNKNOWN_TABLE, STORE_UNAVAILABLE
 -- Reasons: FUTURE_POLICY_VERSION, STALE_POLICY_VERSION, GROUP_TOO_LARGE, TABLE_FULL, QUOTA_EXCEEDED, RATE_LIMITED
 -- repeated: group_id, header, version_min, version_max, reward_std, bytes, ref, prompt_id, producer_id, task, priority
 if not limits.fill then
@@ -9,13 +9,18 @@ if not limits.fill then
 end
 catch_up()
 
+if begun_too_long_ago() then
+  return refuse_late_insert()
+end
+
 local room = limits.fill == 'sample' and math.huge or limits.fresh_capacity - redis.call('ZCARD', fresh)
 local most_groups, most_bytes = unpack(redis.call('HMGET', quota, 'max_groups', 'max_bytes'))
 
-local function over_quota(bytes)
+-- What pieces of the group hold makes room for the whole.
+local function over_quota(bytes, partial)
   local groups, held = unpack(redis.call('HMGET', usage, 'groups', 'bytes'))
-  return (most_groups and tonumber(groups or 0) >= tonumber(most_groups))
-    or (most_bytes and tonumber(held or 0) + bytes > tonumber(most_bytes))
+  return (most_groups and tonumber(groups or 0) - (partial and 1 or 0) >= tonumber(most_groups))
+    or (most_bytes and tonumber(held or 0) - (partial and partial.bytes or 0) + bytes > tonumber(most_bytes))
 end
 
 -- Whether inserts are too far ahead of samples.
@@ -27,12 +32,13 @@ local function over_rate()
 end
 
 -- Bytes that would be over the table's limit even without any replay.
-local function over_bytes(bytes)
+local function over_bytes(bytes, partial)
   if not limits.capacity_bytes then
     return false
   end
   local held, replay_held = unpack(redis.call('HMGET', state, 'payload_bytes', 'replay_bytes'))
-  return tonumber(held or 0) - tonumber(replay_held or 0) + bytes > limits.capacity_bytes
+  local released = tonumber(replay_held or 0) + (partial and partial.bytes or 0)
+  return tonumber(held or 0) - released + bytes > limits.capacity_bytes
 end
 
 local function refusal(group)
@@ -49,11 +55,11 @@ local function refusal(group)
   elseif room <= 0 then
     return string.format('TABLE_FULL group %s: table %s holds %d groups that nobody has taken, its fresh_capacity; '
       .. 'slow the producers down (RequestAdmission) or take batches faster', group.id, topic, limits.fresh_capacity)
-  elseif over_bytes(group.bytes) then
+  elseif over_bytes(group.bytes, group.partial) then
     return string.format('TABLE_FULL group %s: its %d bytes do not fit beside the groups of table %s that nobody '
       .. 'has trained on, capacity_bytes is %.0f; take batches faster or raise it', group.id, group.bytes, topic,
       limits.capacity_bytes)
-  elseif over_quota(group.bytes) then
+  elseif over_quota(group.bytes, group.partial) then
     return string.format('QUOTA_EXCEEDED group %s: its %d bytes would exceed the quota of run %s (max_groups %s, '
       .. 'max_bytes %s); reset tables that are done with, or raise it by SetQuota', group.id, group.bytes,
       string.match(topic, '^[^/]+'), most_groups or 'unlimited', most_bytes or 'unlimited')
@@ -96,6 +102,9 @@ local function place(group)
 end
 
 local function insert(group)
+  if group.partial then
+    complete_partial(group.id, group.partial)
+  end
   group.sequence = redis.call('HINCRBY', state, 'sequence', 1)
   group.effective = group.reward_std > limits.min_reward_std
   group.inserted_ms = now_ms
@@ -123,6 +132,13 @@ local function note_producer(producer_id, what)
   heard[producer_id][what] = heard[producer_id][what] + 1
 end
 
+-- The payload that was written for a group which is not taken goes, even where the caller is gone by then.
+local function drop_payload(group)
+  if group.payload_ref ~= '' then
+    redis.call('ZADD', garbage, now_ms, group.id .. '/' .. group.payload_ref)
+  end
+end
+
 local results, inserted = {}, 0
 for i = 4, #ARGV, 11 do
   local group = {
@@ -134,14 +150,17 @@ for i = 4, #ARGV, 11 do
     results[#results + 1] = 'INSERTED'
   elseif redis.call('HEXISTS', facts, group.id) == 1 or redis.call('ZSCORE', seen, group.id) then
     count('duplicate', 1)
+    drop_payload(group)
     results[#results + 1] = 'DUPLICATE'
   else
+    group.partial = read_partial(group.id)
     local refused = refusal(group)
     if refused then
       local event = 'refused_' .. string.lower(string.match(refused, '^%S+'))
       count(event, 1)
       note_producer(group.producer_id, 'refused')
       count_task(event, group.task)
+      drop_payload(group)
     else
       insert(group)
       use_admission(group.producer_id)

@@ -152,6 +152,7 @@ local function follow_rewinds()
   end
   each_group(redis.call('ZRANGE', fresh, 0, -1), leave_if_undone)
   each_group(redis.call('ZRANGE', recency, 0, -1), leave_if_undone)
+  drop_partials_after(oldest)
   redis.call('HSET', state, 'rewinds', rewinds, 'paced_from_version', oldest, 'paced_from_inserted',
     redis.call('HGET', counters, 'inserted') or 0)
 end
@@ -311,4 +312,16 @@ local function describe()
     math.max(0, wanted_by_waiting() - available()),
     redis.call('HGETALL', tasks),
   }
+end
+
+-- Payloads are written before the index names them, on a cluster by a command of their own. Those of an insert that
+-- took too long may have been swept away: claim_orphans.lua says up to when.
+local function begun_too_long_ago()
+  return now_ms <= tonumber(redis.call('HGET', state, 'begun_until_ms') or 0)
+end
+
+local function refuse_late_insert()
+  local late_s = (tonumber(redis.call('HGET', state, 'begun_until_ms')) - now_ms) / 1000
+  return fail('STORE_UNAVAILABLE', 'the insert into table %s began %d s before what may still be inserted; call again, '
+    .. 'and see that the clocks of the servers agree', topic, late_s)
 end

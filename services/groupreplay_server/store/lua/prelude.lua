@@ -34,6 +34,11 @@ local lineage = KEYS[32]  -- hash  training step -> packed record of its batch
 local logged = KEYS[33]   -- zset  training step -> itself: those in lineage
 local producers = KEYS[34] -- hash  producer_id -> packed {first, last heard, last insert, counts, interval_s, status}
 local holds = KEYS[35]    -- zset  snapshot_id -> deadline: snapshots that are being read; garbage stays for them
+local opened = KEYS[36]   -- hash  group_id -> packed partial group: pieces in order of arrival, terms, sizes, deadline
+local pieces = KEYS[37]   -- hash  group_id/piece_id -> packed {header, payload_ref, rollouts}
+local closing = KEYS[38]  -- zset  group_id -> when to look at the partial group: its deadline, or the end of a claim
+local closed = KEYS[39]   -- hash  group_id -> packed partial group that closed short, or was dropped
+local closed_at = KEYS[40] -- zset  group_id -> time: those in closed
 
 local now_ms = tonumber(ARGV[1]) -- wall clock of the caller
 local topic = ARGV[2]            -- run/table, for wake-ups

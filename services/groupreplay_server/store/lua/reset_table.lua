@@ -1,4 +1,4 @@
--- Remove every group of a table; its leases end, its configuration and counts stay.
+-- Remove every group of a table, and what has come of partial ones; its leases end, its configuration and counts stay.
 -- Returns how many groups left.   Errors: UNKNOWN_RUN, UNKNOWN_TABLE
 if not limits.fill then
   return no_such_table()
@@ -15,5 +15,6 @@ end
 each_group(redis.call('ZRANGE', fresh, 0, -1), leave)
 each_group(redis.call('ZRANGE', recency, 0, -1), leave)
 redis.call('DEL', admitted)
+drop_partials_after(-1)
 wake('demand', 0)
 return removed
