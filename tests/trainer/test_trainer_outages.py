@@ -112,6 +112,17 @@ async def test_a_table_with_another_configuration_is_not_trained_on(bench: Bench
         await bench.train(steps=0)
 
 
+async def test_a_table_whose_limits_were_changed_is_trained_on(bench: Bench) -> None:
+    """A restart after update_table goes on with the limits that somebody chose while it ran."""
+    await bench.insert(bench.make_groups(4))
+    await bench.train(steps=1)
+    config = replace((await bench.table()).config, replay_capacity=3, max_staleness=7)
+    await bench.client.update_table(run=RUN, table=TABLE, config=config)
+    await bench.train(steps=2)
+    assert await bench.version() == 2
+    assert (await bench.table()).config == config
+
+
 async def test_weights_are_not_published_again_when_they_are_there(bench: Bench) -> None:
     """A restart announces nothing that is announced, so that generators reload nothing."""
     await bench.train(steps=0)
