@@ -25,7 +25,8 @@ class Janitor:
 
     async def run(self) -> None:
         """Collect until cancelled."""
-        while True:
+        task = asyncio.current_task()
+        while task is None or not task.cancelling():  # a reconnecting client may swallow the cancellation
             await self._event.wait()
             self._event.clear()
             marked, self._marked = self._marked, set()

@@ -12,6 +12,7 @@ from groupreplay import (
     BatchNotReadyError,
     CallDeadlineExceededError,
     Client,
+    DurabilityNotReachedError,
     GroupFeedback,
     GroupReplayError,
     LeaseExpiredError,
@@ -19,16 +20,24 @@ from groupreplay import (
     ServiceUnavailableError,
     ShuttingDownError,
     StoreUnavailableError,
+    TableExistsError,
     UnknownLeaseError,
 )
+from groupreplay.table_config import FIXED_FIELDS
 from groupreplay_trainer.settings import TrainerSettings
 
 POLL_S: Final = 5.0
 """Longest single wait for a batch: within this time a trainer that is told to stop takes notice."""
 RETRY_S: Final = 1.0
 
-_AWAY = (ServiceUnavailableError, StoreUnavailableError, ShuttingDownError, CallDeadlineExceededError)
-"""The service will come back, and every call may be repeated."""
+_AWAY = (
+    ServiceUnavailableError,
+    StoreUnavailableError,
+    ShuttingDownError,
+    CallDeadlineExceededError,
+    DurabilityNotReachedError,
+)
+"""The service, or its replicas, will come back, and every call may be repeated."""
 
 _log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
@@ -50,17 +59,20 @@ class ServiceCalls:
         self._away = False
 
     def create_table(self) -> None:
-        """Create the table, or find it with the same configuration.
+        """Create the table, or find it with the same fill rule, order and weights. Its limits may be others by now.
 
         Raises:
             TableExistsError: the table is there with another configuration; the message has the difference.
             StopRequestedError: as every call here.
         """
-        settings = self._settings
-        self._patiently(
-            "create the table",
-            lambda: self._client.create_table(run=settings.run, table=settings.table, config=settings.table_config()),
-        )
+        names, config = {"run": self._settings.run, "table": self._settings.table}, self._settings.table_config()
+        try:
+            self._patiently("create the table", lambda: self._client.create_table(config=config, **names))
+        except TableExistsError as error:
+            found = self._patiently("read the table", lambda: self._client.describe_table(**names)).config
+            if any(getattr(found, name) != getattr(config, name) for name in FIXED_FIELDS):
+                raise
+            _log.info("training on the table as it is: %s", error)
 
     def get_policy(self) -> Policy:
         """Return the run's policy clock."""

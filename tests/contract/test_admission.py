@@ -140,7 +140,7 @@ async def test_taking_a_batch_wakes_producers(make_table: MakeTable) -> None:
 
 
 async def test_dropping_stale_groups_wakes_producers(make_table: MakeTable) -> None:
-    """A waiting batch whose groups became stale needs new ones, though nobody took the old."""
+    """New weights make the groups of a waiting batch stale: it looks at once, and needs new ones."""
     table = await make_table(ahead_groups=0, max_staleness=0)
     await table.insert(*effective("old-1", "old-2", "old-3"))
     trainer = waiting_batch(table, 4)

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import redis
 from faults.worker import Job
 from processes import RedisProcess, ServerProcess, plain_environment, wait_until
 from redis_groups import SentinelGroup, TcpRedis
@@ -27,6 +29,9 @@ class DiedError(Exception):
 
 class Victim(ABC):
     """A process, or one of several alike."""
+
+    rest_s = 0.0
+    """How long it must have run again before its next death, where that came late."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -134,6 +139,8 @@ class StandaloneRedis(Victim):
 class SentinelMaster(Victim):
     """Whoever is the master behind the Sentinels. It comes back once another has taken over, as a replica."""
 
+    rest_s = 4.0  # or nobody would make any progress
+
     def __init__(self, group: SentinelGroup) -> None:
         super().__init__("redis master")
         self._group = group
@@ -161,6 +168,8 @@ class SentinelMaster(Victim):
 class ClusterMaster(Victim):
     """One of the masters of a cluster of two nodes a shard; it comes back once its replica has taken over."""
 
+    rest_s = 4.0  # or nobody would make any progress
+
     def __init__(self, nodes: Sequence[TcpRedis], rng: random.Random) -> None:
         super().__init__("redis master")
         shards = len(nodes) // 2
@@ -184,12 +193,24 @@ class ClusterMaster(Victim):
 
 def is_master(node: TcpRedis) -> bool:
     """Whether a node thinks so."""
-    return bool(node.info("replication")["role"] == "master")
+    return _role(node).get("role") == "master"
 
 
 def follows(node: TcpRedis, master: TcpRedis) -> bool:
     """Whether a node is a replica of that master and has what it has."""
-    return node.has_synced_from_its_master() and node.info("replication")["master_port"] == master.port
+    state = _role(node)
+    return (state.get("role"), state.get("master_link_status"), state.get("master_port")) == (
+        "slave",
+        "up",
+        master.port,
+    )
+
+
+def _role(node: TcpRedis) -> dict[str, Any]:
+    try:
+        return node.info("replication")
+    except redis.ConnectionError:  # Sentinel breaks all connections of a node whose role it changes
+        return {}
 
 
 class Graveyard:
@@ -201,7 +222,9 @@ class Graveyard:
 
     async def kill(self, victim: Victim, down_s: float) -> None:
         """Kill a victim, once it is back from its last death; it will be started down_s later."""
-        await self.has_returned(victim)
+        if victim in self._returning:
+            await self.has_returned(victim)
+            await asyncio.sleep(victim.rest_s)
         await asyncio.to_thread(victim.kill)
         self.kills[victim.kind] = self.kills.get(victim.kind, 0) + 1
         self._returning[victim] = asyncio.create_task(self._return(victim, down_s))

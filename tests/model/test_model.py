@@ -20,9 +20,9 @@ def test_a_table_in_redis_does_what_the_model_says(
 ) -> None:
     """Thousands of operations on tables of any configuration: the same answers, and the same groups in the same place.
 
-    17 kinds, 8 tables of each, up to 50 rules on each table, the same ones on every run. `pytest tests/model
-    --model-examples 500` tries as many other tables of each kind. A failure prints the shortest sequence of operations
-    that leads to it.
+    17 kinds, 8 tables of each, up to 50 rules on each table, the same ones on every run.
+    `make test ARGS="tests/model --model-examples 500"` tries as many other tables of each kind.
+    A failure prints the shortest sequence of operations that leads to it.
     """
     machine = type("Machine", (TableMachine,), {"redis_url": redis_url, "fill": fill, "sampler": sampler})
     examples = request.config.getoption("--model-examples")

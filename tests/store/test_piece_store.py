@@ -171,7 +171,7 @@ async def test_pieces_need_a_table(pieces: PieceStore) -> None:
 
 
 async def test_pieces_of_an_open_group_are_no_orphans(store: StoreUser, pieces: PieceStore) -> None:
-    """No group names their payloads yet, and sweeping leaves them; those of a forgotten piece are its to take."""
+    """No group names their payloads yet, and sweeping must not take them; only what no piece names either."""
     await pieces.push(*NAMES, [piece("one"), piece("two")])
     store.redis.set(KEYS.payload("g/stray"), b"of a server that died")
     sweeper = Sweeper(OrphanStore(store.connection), grace_s=0.0, keys_per_s=10**9)

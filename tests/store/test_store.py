@@ -1,7 +1,7 @@
 """The operations of the store, at the ends of their ranges and in each other's way."""
 
 import asyncio
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from store_user import KEYS, StoreUser, incoming
@@ -20,10 +20,11 @@ from groupreplay import (
 )
 from groupreplay.groups import MAX_POLICY_VERSION
 from groupreplay.table_config import Fill, TableConfig
+from groupreplay_server.store.keys import TableKeys
 from groupreplay_server.store.orphans import OrphanStore
 from groupreplay_server.store.records import BatchNotReady, LeasedBatch
 from groupreplay_server.store.redis_store import RedisStore
-from groupreplay_server.store.scripts import Value
+from groupreplay_server.store.scripts import Value, call_script
 from groupreplay_server.sweeper import Sweeper
 
 DAY_MS = 86_400_000
@@ -300,6 +301,28 @@ async def test_redis_out_of_memory_is_an_error_that_passes(store: StoreUser) -> 
     sweeper = Sweeper(OrphanStore(store.connection), grace_s=0.0, keys_per_s=10**9)
     for _ in range(2):
         await sweeper.sweep()
+
+
+async def test_more_expired_groups_than_one_call_clears_are_not_delivered(store: StoreUser) -> None:
+    """A batch meets those that are left, fresh and in replay, and takes none of them."""
+    now = 10 * DAY_MS
+    await store.store.create_table("run", "brief", TableConfig(ttl_s=1.0))
+    brief = TableKeys("run", "brief")
+
+    async def call(script: str, at_ms: int, *records: tuple[Value, ...], **values: Value) -> Any:
+        shared: dict[str, Value] = {"now_ms": at_ms, "topic": brief.topic, "seed": "0123456789abcdef" * 2}
+        return await call_script(store.connection, script, brief.all(), shared | values, records)
+
+    taking: dict[str, Value] = {"deadline_ms": now + DAY_MS, "holder": "", "wait_until_ms": now, "call_id": "c"}
+    groups = [(f"g{n:03}", b"h", 0, 0, 0.5, 0, "", f"p{n}", "", "", 1.0) for n in range(500)]
+    await call("insert_groups", now, *groups)
+    await call("take_batch", now, lease_id="one", batch_size=250, **taking)
+    await call("commit_lease", now, lease_id="one", step=1)
+    await call("insert_groups", now + 900, *((f"x{n}", b"h", 0, 0, 0.5, 0, "", f"x{n}", "", "", 1.0) for n in range(2)))
+    reply = await call("take_batch", now + 1000, lease_id="two", batch_size=2, **taking)
+    assert [group[1] for group in reply[6]] == [b"x0", b"x1"]
+    reply = await call("take_batch", now + 1001, lease_id="three", batch_size=1, **taking)
+    assert reply[:3] == [0, 1, 0]
 
 
 async def test_many_cancelled_calls_leave_the_connections_in_order(store: StoreUser) -> None:

@@ -2,22 +2,26 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import redis
 from processes import ServerProcess
+from service_user import settings
 from trainer.bench import RUN, TABLE, Bench, until
 
 from groupreplay import (
     AsyncClient,
     Client,
+    Durability,
     Fill,
     Policy,
     TableConfig,
     TableExistsError,
 )
+from groupreplay_server.app import running_server
 from groupreplay_trainer.trainer import TrainingConflictError
 
 
@@ -41,6 +45,27 @@ async def test_a_trainer_outlives_the_service(
         trainer = await training
         assert trainer.progress.step == await bench.version() == 1
     assert "the service answers again" in caplog.text
+
+
+async def test_a_trainer_outlives_the_replicas(
+    bench: Bench, clean_redis: redis.Redis, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A step that no replica confirms is committed again and again, and the trainer says so, until it is."""
+
+    async def has_noticed() -> bool:
+        return "cannot commit the step now" in caplog.text and "0 of 1 replicas had it" in caplog.text
+
+    impatient = replace(settings(redis_url), durability_wait_s=0.05)
+    async with running_server(impatient) as server, AsyncClient(server.grpc_address) as client:
+        bench.client = client
+        await bench.insert(bench.make_groups(2))
+        config = replace(bench.settings, durability="replicas").table_config()
+        await client.update_table(run=RUN, table=TABLE, config=config)
+        options: dict[str, Any] = {"call_timeout_s": 0.5, "report_s": 0.5, "durability": "replicas"}
+        training = asyncio.create_task(bench.train(server=server.grpc_address, steps=1, **options))
+        await until(has_noticed)
+        await client.update_table(run=RUN, table=TABLE, config=replace(config, durability=Durability.MEMORY))
+        assert (await training).progress.step == await bench.version() == 1
 
 
 async def test_another_trainer_on_the_same_table_is_a_conflict_that_is_explained(bench: Bench) -> None:
@@ -85,6 +110,17 @@ async def test_a_table_with_another_configuration_is_not_trained_on(bench: Bench
     await bench.client.create_table(run=RUN, table=TABLE, config=TableConfig(fill=Fill.KEEP))
     with pytest.raises(TableExistsError, match="fill"):
         await bench.train(steps=0)
+
+
+async def test_a_table_whose_limits_were_changed_is_trained_on(bench: Bench) -> None:
+    """A restart after update_table goes on with the limits that somebody chose while it ran."""
+    await bench.insert(bench.make_groups(4))
+    await bench.train(steps=1)
+    config = replace((await bench.table()).config, replay_capacity=3, max_staleness=7)
+    await bench.client.update_table(run=RUN, table=TABLE, config=config)
+    await bench.train(steps=2)
+    assert await bench.version() == 2
+    assert (await bench.table()).config == config
 
 
 async def test_weights_are_not_published_again_when_they_are_there(bench: Bench) -> None:

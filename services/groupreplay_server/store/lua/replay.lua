@@ -285,7 +285,7 @@ local function page_of_replay(start)
 end
 
 local function is_drawable(id, fact, used)
-  if is_stale(fact) or staleness(fact) < limits.min_staleness then
+  if is_stale(fact) or is_expired(fact) or staleness(fact) < limits.min_staleness then
     return false
   end
   if limits.max_times_sampled and used >= limits.max_times_sampled then
@@ -298,6 +298,8 @@ end
 local function why_leave(id, fact, used)
   if is_stale(fact) and limits.staleness_rule ~= 'withhold' then
     return 'stale'
+  elseif is_expired(fact) then
+    return 'expired'
   elseif limits.max_times_sampled and used >= limits.max_times_sampled and not redis.call('HGET', pins, id) then
     return 'exhausted'
   end

@@ -50,6 +50,10 @@ local function choose_fresh()
       local delivered = fact.effective or limits.fill == 'keep'
       if complete() then
         break
+      elseif is_expired(fact) then
+        discard(id, fact, 'expired')
+        taken.stale = taken.stale + 1
+        start = start - 1
       elseif is_stale(fact) and limits.staleness_rule ~= 'withhold' then
         discard(id, fact, 'stale')
         taken.stale = taken.stale + 1
