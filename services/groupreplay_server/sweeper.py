@@ -48,7 +48,8 @@ class Sweeper:
 
     async def run(self) -> None:
         """Sweep until cancelled."""
-        while True:
+        task = asyncio.current_task()
+        while task is None or not task.cancelling():  # a reconnecting client may swallow the cancellation
             await asyncio.sleep(_ROUND_S)
             try:
                 if removed := await self.sweep():

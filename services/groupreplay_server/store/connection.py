@@ -154,7 +154,8 @@ class _MasterPool(SentinelConnectionPool):
 
 async def listen(redis: Backend, channel: str, *, quiet_s: float = QUIET_S) -> AsyncIterator[str | None]:
     """Yield each message of a channel; None whenever messages may have been missed, as after every (re)connection."""
-    while True:
+    task = asyncio.current_task()
+    while task is None or not task.cancelling():  # a reconnecting client may swallow the cancellation
         try:
             client = await redis.subscriber()
             async with client.pubsub() as subscription:
