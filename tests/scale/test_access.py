@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 from certificates import Authority, Certificate
-from redis_groups import TcpRedis, redis_cluster, running, sentinel_group, tls_options
+from redis_groups import TcpRedis, redis_cluster, running, sentinel_group, server_knows_tls, tls_options
 from store_user import incoming
 
 from groupreplay.errors import StoreUnavailableError
@@ -21,6 +22,11 @@ from groupreplay_server.store.redis_store import RedisStore
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/howto/run-on-your-redis.md"
 PASSWORD = "s3cret/with@signs"
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("openssl") is None or not server_knows_tls(),
+    reason="needs openssl and a Redis with TLS, which the one from pip has not: apt install openssl redis-server",
+)
 
 
 @pytest.fixture(scope="module")
