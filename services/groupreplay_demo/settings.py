@@ -13,7 +13,7 @@ Algorithm = Literal["popo", "grpo", "grpo-filter", "dapo"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskPreset:
-    """What a demo run of a task looks like. Higher rates learn faster at first, and collapse on some seeds."""
+    """What a demo run of a task looks like. On addition a rate of 2e-4 learns no faster, and 5e-4 collapses."""
 
     steps: int
     lr: float

@@ -157,10 +157,8 @@ class RedisStore:
                     durability=durability,
                 )
         except GroupReplayError as error:
-            if isinstance(error, DurabilityNotReachedError):  # its script has run, and found duplicates perhaps
-                named = await self.read_groups(run, table, [group.group_id for group in groups])
-                used = {keys.payload(f"{group.group_id}/{group.payload_ref}") for group in named}
-                await self._unlink(set(payload_keys) - used)
+            if isinstance(error, DurabilityNotReachedError):  # its script has run, and said what is not needed
+                await self.collect_garbage(run, table)
             elif not isinstance(error, StoreUnavailableError):  # then the index may name them
                 await self._unlink(key for key, ref in zip(payload_keys, refs, strict=True) if ref)
             raise

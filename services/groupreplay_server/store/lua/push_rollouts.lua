@@ -132,10 +132,8 @@ local function keep(piece, partial)
     header = piece.header, ref = piece.ref, rollouts = piece.rollouts, bytes = piece.bytes,
   }))
   redis.call('HINCRBY', usage, 'bytes', piece.bytes)
-  local held = redis.call('HINCRBY', state, 'payload_bytes', piece.bytes)
-  while limits.capacity_bytes and held > limits.capacity_bytes and evict() do
-    held = tonumber(redis.call('HGET', state, 'payload_bytes'))
-  end
+  redis.call('HINCRBY', state, 'payload_bytes', piece.bytes)
+  evict_for_bytes(0)
   if partial.rollouts >= partial.group_size then
     claim_partial(piece.group_id, partial, true)
     return { 'FULL', partial.rollouts, partial.group_size }
