@@ -1,5 +1,6 @@
 """What durability `replicas` waits for, and what it says when that is not to be had; `aof` is in tests/store."""
 
+import asyncio
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,10 +45,10 @@ async def where(store: RedisStore, group_id: str) -> GroupState:
     return state
 
 
-async def take(store: RedisStore) -> LeasedBatch:
-    """Take one group under the lease `lease`."""
+async def take(store: RedisStore, lease_id: str = "lease") -> LeasedBatch:
+    """Take one group."""
     batch = await store.take_batch(
-        *NAMES, lease_id="lease", batch_size=1, lease_ms=60_000, holder="test", wait_ms=0, call_id="call"
+        *NAMES, lease_id=lease_id, batch_size=1, lease_ms=60_000, holder="test", wait_ms=0, call_id="call"
     )
     assert isinstance(batch, LeasedBatch)
     return batch
@@ -81,6 +82,31 @@ async def test_replicas_waits_for_a_replica_and_says_when_it_has_not_the_change(
         assert await insert(store, "c", Durability.MEMORY) is InsertOutcome.INSERTED
         replica.signal(signal.SIGCONT)
         assert await insert(patient, "b", Durability.REPLICAS) is InsertOutcome.DUPLICATE
+
+
+async def test_a_group_that_is_trained_on_while_its_insert_waits_keeps_its_payload(
+    pair: tuple[TcpRedis, TcpRedis],
+) -> None:
+    """The wait comes short after the group was evicted, and a step still keeps it to be served again."""
+    master, replica = pair
+    async with open_redis(master.url, limits=WaitLimits(timeout_s=1.0)) as redis:
+        store = RedisStore(redis)
+        await store.create_table(*NAMES, TableConfig(replay_capacity=1, lineage_payload_steps=5))
+        replica.signal(signal.SIGSTOP)
+        inserting = asyncio.create_task(insert(store, "a", Durability.REPLICAS))
+        async with asyncio.timeout(20):
+            while (await store.describe_table(*NAMES)).fresh == 0:
+                pass
+        for step, group_id in enumerate(("a", "b"), start=1):
+            if group_id != "a":
+                await insert(store, group_id, Durability.MEMORY)
+            await take(store, f"lease-{step}")
+            await store.commit_lease(*NAMES, lease_id=f"lease-{step}", step=step)
+        assert await where(store, "a") is GroupState.GONE
+        with pytest.raises(DurabilityNotReachedError):
+            await inserting
+        kept = (await store.read_lineage(*NAMES, 1)).batch.groups
+        assert await store.read_payloads(*NAMES, kept) == [b"payload of a"]
 
 
 async def test_a_repeated_commit_waits_though_it_writes_nothing(pair: tuple[TcpRedis, TcpRedis]) -> None:
