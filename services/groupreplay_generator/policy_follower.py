@@ -1,7 +1,6 @@
 """Keeps an engine on the newest published weights of a run."""
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from groupreplay import AsyncClient, GroupReplayError, Policy
+from groupreplay.weights import weights_sha256
 from groupreplay_generator.engines import Engine
 
 _log = logging.getLogger(__name__)
@@ -94,10 +94,10 @@ async def following(client: AsyncClient, run: str) -> AsyncIterator[PolicyFollow
 
 
 def weights_path(policy: Policy) -> Path:
-    """Return where a policy's weights lie, after comparing their SHA-256 with the published one.
+    """Return the file or folder of a policy's weights, after comparing its SHA-256 with the published one.
 
     Raises:
-        ValueError: the URI is no file, or the file is not the one that was published.
+        ValueError: the URI is no path here, or what lies there is not what was published.
         OSError: it cannot be read, perhaps because newer weights have replaced it.
     """
     uri = urlparse(policy.weights_uri)
@@ -105,7 +105,7 @@ def weights_path(policy: Policy) -> Path:
         raise ValueError(f"weights {policy.weights_uri!r} are not a file:// URI of this machine's file system")
     path = Path(unquote(uri.path))
     if policy.weights_sha256:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = weights_sha256(path)
         if found != policy.weights_sha256:
             raise ValueError(f"{path} has SHA-256 {found}, published was {policy.weights_sha256}")
     return path

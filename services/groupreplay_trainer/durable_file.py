@@ -1,6 +1,5 @@
 """Files that a crash leaves either as they were or complete."""
 
-import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -41,9 +40,3 @@ def remove_leftovers(folder: Path, pattern: str) -> None:
     """Remove what writers killed before their rename left of files that match `pattern`, for example `step-*`."""
     for leftover in folder.glob(f".{pattern}"):
         leftover.unlink(missing_ok=True)
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from groupreplay import Policy
-from groupreplay_trainer.durable_file import remove_leftovers, sha256_of
+from groupreplay.weights import weights_sha256
+from groupreplay_trainer.durable_file import remove_leftovers
 from groupreplay_trainer.policy_model import PolicyModel
 
 MIN_KEEP: Final = 2
@@ -47,12 +48,13 @@ class WeightsFolder:
         for old in self._versions():
             if old <= version - self._keep:
                 self.path(old).unlink(missing_ok=True)
-        return Policy(run=run, version=version, weights_uri=path.resolve().as_uri(), weights_sha256=sha256_of(path))
+        uri = path.resolve().as_uri()
+        return Policy(run=run, version=version, weights_uri=uri, weights_sha256=weights_sha256(path))
 
     def holds(self, policy: Policy) -> bool:
         """Return whether the weights that the service announces are here, byte for byte."""
         path = self.path(policy.version)
-        return path.exists() and sha256_of(path) == policy.weights_sha256
+        return path.exists() and weights_sha256(path) == policy.weights_sha256
 
     def _versions(self) -> list[int]:
         matches = (_FILE_NAME.fullmatch(path.name) for path in self._folder.iterdir())

@@ -279,6 +279,7 @@ class Policy:
     version: int
     weights_uri: str = ""
     weights_sha256: str = ""
+    """As `groupreplay.weights.weights_sha256` makes it of a file or a folder; empty = not stated."""
     published_at_ms: int = 0
     label: str = ""
     """What inference engines call these weights; names one version only. Empty = the version in digits."""
