@@ -12,7 +12,11 @@ PIP_VERSION := 26.3
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test test-long faults check format protos sync-client reference constraints wheel-test clean
+VLLM_VENV := .venv-vllm
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
+            $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.PHONY: help demo test test-long test-vllm faults check format protos sync-client reference constraints wheel-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +29,9 @@ test: $(VENV)/dev-installed ## run all tests, on a real Redis; ARGS="-k name" pa
 
 test-long: $(VENV)/dev-installed ## run the tests that take minutes: whole demos
 	$(BIN)/pytest -m minutes $(ARGS)
+
+test-vllm: $(VLLM_VENV)/installed ## run the tests of the vLLM engines, on a real vLLM on the CPU: 3.5 GB, minutes
+	OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/pytest -m vllm tests/real_vllm $(ARGS)
 
 faults: $(VENV)/dev-installed ## kill services, Redis, trainers, producers under load, and look for losses; KILLS=50 SEED=0
 	@PYTHONPATH=tests $(BIN)/python -m faults --seed $(SEED) $(if $(KILLS),--kills $(KILLS)) $(ARGS)
@@ -58,8 +65,8 @@ constraints: $(VENV)/dev-installed ## pin what is installed now in constraints.t
 wheel-test: $(VENV)/dev-installed ## build the wheel and use it in clean environments
 	$(BIN)/python scripts/check_wheel.py
 
-clean: ## remove the virtual environment and everything that was built or run
-	rm -rf $(VENV) dist build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove the virtual environments and everything that was built or run
+	rm -rf $(VENV) $(VLLM_VENV) .cache dist build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -76,4 +83,15 @@ $(VENV)/demo-installed: $(VENV)/python pyproject.toml constraints.txt
 $(VENV)/dev-installed: $(VENV)/demo-installed
 	@echo "installing the development tools into $(VENV), once ..."
 	$(PIP) --group dev
+	@touch $@
+
+# torchvision, torchaudio and torchcodec come with vLLM but need CUDA, and break its import without.
+$(VLLM_VENV)/installed: tests/real_vllm/requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "groupreplay needs Python 3.11 or newer; pass PYTHON=/path/to/python3"; exit 1; }
+	@echo "installing vLLM into $(VLLM_VENV), once: 3.5 GB ..."
+	test -d $(VLLM_VENV) || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PIP) --requirement $<
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_PIP) --no-deps --editable .
 	@touch $@

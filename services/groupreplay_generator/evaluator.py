@@ -1,17 +1,25 @@
 """The evaluator: measures published policies on held-out problems."""
 
+import asyncio
 import json
 import logging
 import time
-from typing import Any
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from groupreplay import AsyncClient
-from groupreplay_generator.engines import Engine, Sampling, create_engine
-from groupreplay_generator.policy_follower import following, weights_path
+from groupreplay_generator.engines import Engine, EngineAwayError, Sampling, create_engine
+from groupreplay_generator.policy_follower import following, weights_label, weights_path
 from groupreplay_generator.settings import EvaluatorSettings
 from groupreplay_generator.tasks import Task, create_task
 
 _log = logging.getLogger(__name__)
+
+AWAY_PAUSE_S: Final = 0.5
+"""Between two tries while the engine is away; it backs off by itself before."""
+
+ResultT = TypeVar("ResultT")
 
 
 async def run_evaluator(settings: EvaluatorSettings) -> None:
@@ -19,19 +27,36 @@ async def run_evaluator(settings: EvaluatorSettings) -> None:
     task = create_task(settings.task, seed=settings.seed)
     async with AsyncClient(settings.server) as client, following(client, settings.run) as follower:
         policy = await follower.newer_than(-1)
-        engine = create_engine(settings.engine, weights=weights_path(policy), policy_version=policy.version)
+        engine = create_engine(
+            settings.engine,
+            weights=weights_path(policy),
+            policy_version=policy.version,
+            label=weights_label(policy),
+            version_of=follower.version_of,
+            vllm=settings.vllm,
+        )
         follower.opened_with(policy)
         async with engine:
-            await _measure(engine, task, settings)
+            await _patiently(lambda: _measure(engine, task, settings))
             while settings.last_version is None or engine.policy_version < settings.last_version:
                 next_version = engine.policy_version + settings.every
                 if settings.last_version is not None:
                     next_version = min(next_version, settings.last_version)
                 policy = await follower.newer_than(next_version - 1)
-                if await follower.take_up(engine, policy):
-                    await _measure(engine, task, settings)
+                if await _patiently(partial(follower.take_up, engine, policy)):
+                    await _patiently(lambda: _measure(engine, task, settings))
                 else:
                     await follower.newer_than(policy.version)
+
+
+async def _patiently(call: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    """Return what call returns, trying on while the engine is away."""
+    while True:
+        try:
+            return await call()
+        except EngineAwayError as error:
+            _log.debug("waiting: %s", error)
+            await asyncio.sleep(AWAY_PAUSE_S)
 
 
 async def _measure(engine: Engine, task: Task[Any], settings: EvaluatorSettings) -> None:

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from groupreplay import (
     Admission,
@@ -18,8 +20,8 @@ from groupreplay import (
     Rollout,
     RolloutGroup,
 )
-from groupreplay_generator.engines import Engine, EngineResult, Sampling, create_engine
-from groupreplay_generator.policy_follower import PolicyFollower, following, weights_path
+from groupreplay_generator.engines import Engine, EngineAwayError, EngineResult, Sampling, create_engine
+from groupreplay_generator.policy_follower import PolicyFollower, following, weights_label, weights_path
 from groupreplay_generator.settings import GeneratorSettings
 from groupreplay_generator.tasks import Problem, Task, create_task
 
@@ -28,7 +30,7 @@ _log = logging.getLogger(__name__)
 ADMISSION_WAIT_S = 30.0
 BEAT_S = 10.0
 AWAY_PAUSE_S = 0.5
-"""Between two tries while the service is away or the table is not there yet; the client backs off by itself before."""
+"""Between two tries while the service or the engine is away, or the table is not there yet; clients back off before."""
 
 
 async def run_generator(settings: GeneratorSettings) -> None:
@@ -36,7 +38,14 @@ async def run_generator(settings: GeneratorSettings) -> None:
     task = create_task(settings.task, seed=settings.seed)
     async with AsyncClient(settings.server) as client, following(client, settings.run) as follower:
         first = await follower.newer_than(-1)
-        engine = create_engine(settings.engine, weights=weights_path(first), policy_version=first.version)
+        engine = create_engine(
+            settings.engine,
+            weights=weights_path(first),
+            policy_version=first.version,
+            label=weights_label(first),
+            version_of=follower.version_of,
+            vllm=settings.vllm,
+        )
         follower.opened_with(first)
         async with engine:
             _log.info("generating %s for table %s/%s", settings.task, settings.run, settings.table)
@@ -81,12 +90,49 @@ class Generator:
         self._status = "waits until groups are wanted"
         admission = await self._admission()
         await self._follower.tell(admission.policy)
+        missing = self._draw(admission.groups)
+        while missing:
+            results = await self._sample(missing)
+            self._status = f"inserts {len(results)} groups"
+            await self._insert([self._group(missing[index], result) for index, result in sorted(results.items())])
+            missing = [problem for index, problem in enumerate(missing) if index not in results]
+
+    def _draw(self, count: int) -> list[Problem[Any]]:
+        pool = min(self._settings.train_problems, self._task.problem_count("train"))
+        # Without replacement: a batch holds one group per prompt.
+        indices = self._random.choice(pool, size=min(count, pool), replace=False)
+        return [self._task.problem(int(index), "train") for index in indices]
+
+    async def _sample(self, problems: Sequence[Problem[Any]]) -> Mapping[int, EngineResult]:
+        """Sample with the newest policy; return what the engine finished before it went away, if it does, by index."""
+        settings = self._settings
+        sampling = Sampling(
+            max_response_tokens=self._task.max_response_tokens,
+            temperature=settings.temperature,
+            seed=int(self._random.integers(2**62)),
+        )
+        try:
+            if await self._take_up_newest():
+                self._status = f"generates {len(problems)} groups with policy version {self._engine.policy_version}"
+                results = await self._engine.generate(
+                    [problem.prompt_text for problem in problems],
+                    rollouts_per_prompt=settings.rollouts_per_prompt,
+                    sampling=sampling,
+                )
+                return dict(enumerate(results))
+            finished: Mapping[int, EngineResult] = {}
+        except EngineAwayError as error:
+            self._status = str(error)
+            finished = error.finished
+        await asyncio.sleep(AWAY_PAUSE_S)
+        return finished
+
+    async def _take_up_newest(self) -> bool:
         policy = self._follower.newest
-        if admission.groups and (policy is None or await self._follower.take_up(self._engine, policy)):
-            self._status = f"generates {admission.groups} groups with policy version {self._engine.policy_version}"
-            groups = await self._generate(admission.groups)
-            self._status = f"inserts {len(groups)} groups"
-            await self._insert(groups)
+        if policy is None:
+            return True
+        self._status = f"takes up policy version {policy.version}"
+        return await self._follower.take_up(self._engine, policy)
 
     async def _beat(self) -> None:
         """Say every BEAT_S what this producer does, so that a diagnosis can tell a slow one from a dead one."""
@@ -126,24 +172,6 @@ class Generator:
         )
         return admission
 
-    async def _generate(self, count: int) -> list[RolloutGroup]:
-        settings = self._settings
-        pool = min(settings.train_problems, self._task.problem_count("train"))
-        # Without replacement: a batch holds one group per prompt.
-        indices = self._random.choice(pool, size=min(count, pool), replace=False)
-        problems = [self._task.problem(int(index), "train") for index in indices]
-        sampling = Sampling(
-            max_response_tokens=self._task.max_response_tokens,
-            temperature=settings.temperature,
-            seed=int(self._random.integers(2**62)),
-        )
-        results = await self._engine.generate(
-            [problem.prompt_text for problem in problems],
-            rollouts_per_prompt=settings.rollouts_per_prompt,
-            sampling=sampling,
-        )
-        return [self._group(problem, result) for problem, result in zip(problems, results, strict=True)]
-
     def _group(self, problem: Problem[Any], result: EngineResult) -> RolloutGroup:
         self._made += 1
         rollouts = [
@@ -156,7 +184,7 @@ class Generator:
             )
             for completion in result.completions
         ]
-        return RolloutGroup.from_rollouts(
+        group = RolloutGroup.from_rollouts(
             rollouts,
             group_id=f"{self._settings.producer_id}-{self._incarnation}-{self._made}",
             prompt_id=problem.prompt_id,
@@ -166,6 +194,9 @@ class Generator:
             producer_id=self._settings.producer_id,
             prompt_text=problem.prompt_text,
         )
+        if result.policy_version_max == result.policy_version_min:
+            return group
+        return replace(group, policy_version_max=result.policy_version_max, version_spans=_version_spans(result))
 
     async def _insert(self, groups: Sequence[RolloutGroup]) -> None:
         """Insert groups, trying until each is acknowledged or refused for good."""
@@ -208,6 +239,20 @@ class Generator:
                     _log.warning("waiting: %s", error)
                     said = error.reason
                 await asyncio.sleep(AWAY_PAUSE_S)
+
+
+def _version_spans(result: EngineResult) -> npt.NDArray[np.int32] | None:
+    """Return [S, 2] (first token of the group, policy version); None where the engine does not know them."""
+    spans: list[tuple[int, int]] = []
+    start = 0
+    for completion in result.completions:
+        if not completion.version_spans:
+            return None
+        for first, version in completion.version_spans:
+            if not spans or spans[-1][1] != version:
+                spans.append((start + first, version))
+        start += completion.token_ids.size
+    return np.array(spans, dtype=np.int32)
 
 
 def _append_lines(path: Path, lines: Sequence[str]) -> None:

@@ -22,12 +22,18 @@ class PolicyFollower:
     def __init__(self) -> None:
         self._newest: Policy | None = None
         self._loaded: Policy | None = None
+        self._refused: Policy | None = None
+        self._versions: dict[str, int] = {}
         self._changed = asyncio.Condition()
 
     @property
     def newest(self) -> Policy | None:
         """The newest policy that has weights, or None before the trainer published any."""
         return self._newest
+
+    def version_of(self, label: str) -> int | None:
+        """Return the policy version that a weights_label names, or None for one of no policy heard of."""
+        return self._versions.get(label)
 
     async def newer_than(self, version: int) -> Policy:
         """Wait until a policy above version is known, and return the newest."""
@@ -38,7 +44,10 @@ class PolicyFollower:
 
     async def tell(self, policy: Policy) -> None:
         """Take note of a policy, from whatever answer of the service. The clock may have gone back."""
-        if not policy.weights_uri or (self._newest is not None and _age(policy) <= _age(self._newest)):
+        if not policy.weights_uri:
+            return
+        self._versions[weights_label(policy)] = policy.version
+        if self._newest is not None and _age(policy) <= _age(self._newest):
             return
         async with self._changed:
             self._newest = policy
@@ -52,13 +61,19 @@ class PolicyFollower:
         """Load a policy's weights unless the engine has them; return False if they cannot be had (any more).
 
         After the clock went back a version number names other weights than before, so the number alone does not tell.
+
+        Raises:
+            EngineAwayError: the engine does not answer at the moment.
         """
         if self._loaded is not None and _age(policy) == _age(self._loaded):
             return True
         try:
-            await engine.load_weights(await asyncio.to_thread(weights_path, policy), policy.version)
+            path = await asyncio.to_thread(weights_path, policy)
+            await engine.load_weights(path, policy.version, label=weights_label(policy))
         except (OSError, ValueError) as error:
-            _log.warning("policy version %d stays out: %s; waiting for the next", policy.version, error)
+            if self._refused is None or _age(policy) != _age(self._refused):
+                _log.warning("policy version %d stays out: %s; trying on, or the next", policy.version, error)
+            self._refused = policy
             return False
         self._loaded = policy
         return True
@@ -91,6 +106,14 @@ async def following(client: AsyncClient, run: str) -> AsyncIterator[PolicyFollow
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def weights_label(policy: Policy) -> str:
+    """Return what an inference engine calls the weights of a policy: its label, or version@digest.
+
+    The digest is there because a server may outlive a run, and the next one has a version 3 too.
+    """
+    return policy.label or f"{policy.version}@{policy.weights_sha256[:16] or policy.run}"
 
 
 def weights_path(policy: Policy) -> Path:

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from groupreplay.errors import InvalidRequestError
 from groupreplay.groups import check_name
+from groupreplay_generator.sections import VllmSettings, check_engine
 
 
 def _own_name() -> str:
@@ -35,7 +36,8 @@ class GeneratorSettings:
     task: str = "addition"
     """Problems and their verifier: addition, countdown3 or countdown4."""
     engine: str = "torch"
-    """What samples: torch, the tiny model on the CPU of this process."""
+    """What samples. torch: the tiny model on the CPU of this process; vllm-http: a vLLM server; vllm: vLLM in this
+    process."""
     rollouts_per_prompt: int = 8
     """G, the rollouts of a group."""
     prompts_at_once: int = 64
@@ -53,7 +55,10 @@ class GeneratorSettings:
     inserted_log: Path | None = None
     """Append the id of every acknowledged group to this file, to account for them afterwards."""
 
+    vllm: VllmSettings = field(default_factory=VllmSettings)
+
     def __post_init__(self) -> None:
+        check_engine(self.engine, self.vllm, threads=self.threads)
         for name in ("run", "table", "producer_id"):
             check_name(getattr(self, name), name)
         for name in ("rollouts_per_prompt", "prompts_at_once", "train_problems"):
@@ -75,7 +80,8 @@ class EvaluatorSettings:
     task: str = "addition"
     """Problems and their verifier: addition, countdown3 or countdown4."""
     engine: str = "torch"
-    """What samples: torch, the tiny model on the CPU of this process."""
+    """What samples. torch: the tiny model on the CPU of this process; vllm-http: a vLLM server; vllm: vLLM in this
+    process."""
     output: Path = Path("evaluations.jsonl")
     """One JSON line per measured policy version is appended here."""
     every: int = 10
@@ -93,7 +99,10 @@ class EvaluatorSettings:
     threads: int | None = None
     """Processor threads of torch; all by default."""
 
+    vllm: VllmSettings = field(default_factory=VllmSettings)
+
     def __post_init__(self) -> None:
+        check_engine(self.engine, self.vllm, threads=self.threads)
         check_name(self.run, "run")
         for name in ("every", "problems", "rollouts_per_prompt"):
             if getattr(self, name) < 1:

@@ -3,7 +3,7 @@
 Shape legend: P prompt tokens, T response tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -50,12 +50,15 @@ class Completion:
             temperature, EOS included. All 0 at temperature 0, where the token taken is certain.
         finish_reason: why it ended.
         text: the tokens decoded, without EOS.
+        version_spans: (first token, policy version) of each stretch of one version, ascending from token 0; empty
+            where the engine does not know which token is of which version.
     """
 
     token_ids: npt.NDArray[np.int32]
     behaviour_logprobs: npt.NDArray[np.float32]
     finish_reason: FinishReason
     text: str
+    version_spans: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError for columns of the wrong dtype, shape or length."""
@@ -90,6 +93,19 @@ class EngineResult:
             raise ValueError(f"policy versions {self.policy_version_min} to {self.policy_version_max} are not a range")
 
 
+class EngineAwayError(Exception):
+    """The engine does not answer at the moment: the same call may succeed later.
+
+    Attributes:
+        finished: results that were complete before, by the index of their prompt in the call.
+    """
+
+    def __init__(self, message: str, finished: Mapping[int, EngineResult] | None = None) -> None:
+        """Say what does not answer and why; a sentence for logs and for the status of a producer."""
+        super().__init__(message)
+        self.finished = finished or {}
+
+
 class Engine(Protocol):
     """An inference engine, opened by `async with`. One engine may serve many `generate` calls at a time."""
 
@@ -105,14 +121,21 @@ class Engine(Protocol):
         Raises:
             ValueError: a prompt is empty, cannot be encoded, or leaves no room for the response.
             RuntimeError: the engine is not open.
+            EngineAwayError: it does not answer at the moment; what it had finished comes with the error.
         """
 
-    async def load_weights(self, path: Path | str, policy_version: int) -> None:
+    async def load_weights(self, path: Path | str, policy_version: int, *, label: str = "") -> None:
         """Sample with the weights at `path` from now on. On any error the engine keeps the weights that it has.
+
+        Args:
+            path: of a file or folder, as the kind of engine reads it.
+            policy_version: what the run's clock calls them, >= 0.
+            label: what servers call them, as `policy_follower.weights_label` makes it; names no other weights.
 
         Raises:
             FileNotFoundError: there is nothing at `path`.
             ValueError: what is there does not fit the engine, or policy_version is negative.
+            EngineAwayError: the engine does not answer at the moment.
         """
 
     async def __aenter__(self) -> Self:

@@ -61,7 +61,7 @@ class TorchEngine:
         """The version of the weights that the next call samples with."""
         return self._opening_version if self._policy is None else self._policy.version
 
-    async def load_weights(self, path: Path | str, policy_version: int) -> None:
+    async def load_weights(self, path: Path | str, policy_version: int, *, label: str = "") -> None:
         """Sample with the checkpoint at `path` from the next call on; see `Engine.load_weights`.
 
         Raises:
