@@ -31,7 +31,7 @@ test-long: $(VENV)/dev-installed ## run the tests that take minutes: whole demos
 	$(BIN)/pytest -m minutes $(ARGS)
 
 test-vllm: $(VLLM_VENV)/installed ## run the tests of the vLLM engines, on a real vLLM on the CPU: 3.5 GB, minutes
-	OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/pytest -m vllm tests/real_vllm $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/pytest -m vllm -W ignore::DeprecationWarning tests/real_vllm $(ARGS)
 
 faults: $(VENV)/dev-installed ## kill services, Redis, trainers, producers under load, and look for losses; KILLS=50 SEED=0
 	@PYTHONPATH=tests $(BIN)/python -m faults --seed $(SEED) $(if $(KILLS),--kills $(KILLS)) $(ARGS)

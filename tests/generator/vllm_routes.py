@@ -50,7 +50,7 @@ class VllmRoutes:
         body = await request.json() if await request.body() else {}
         if path in self.failing:
             return await self.failing[path]()
-        known = {
+        known: dict[str, Callable[[], dict[str, Any]]] = {
             "/weight_info": lambda: {"weight_version": self.label},
             "/is_paused": lambda: {"is_paused": self.paused},
             "/v1/models": lambda: {"data": [{"id": "model"}]},

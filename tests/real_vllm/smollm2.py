@@ -9,7 +9,7 @@ CACHE = Path(__file__).resolve().parent.parent.parent / ".cache"
 
 def model_folder() -> Path:
     """Return the folder, which is made once: bfloat16 safetensors, config and tokenizer."""
-    folder = CACHE / "smollm2-135m"
+    folder = CACHE / "smollm2-135m-untied"
     if not (folder / "config.json").exists():
         _make(folder)
     return folder
@@ -25,6 +25,10 @@ def _make(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         source, **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
+    # vLLM 0.32 for CPUs keeps a packed copy of an output layer that is tied to the embeddings, and forgets to renew it
+    # when weights are reloaded.
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     half_made = folder.with_name(f"{folder.name}.{os.getpid()}")
     model.save_pretrained(half_made)
     AutoTokenizer.from_pretrained(source, **where).save_pretrained(half_made)

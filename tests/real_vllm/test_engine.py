@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from real_vllm.conftest import Folders
@@ -26,8 +27,9 @@ PROMPTS = (
     "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\n",
 )
 EOS = 2
-MEAN_TOLERANCE, MAX_TOLERANCE = 0.08, 0.6
-"""Of log probabilities in nats: vLLM computes in bfloat16, by other kernels than transformers."""
+MEAN_TOLERANCE, MAX_TOLERANCE = 0.08, 2.0
+"""Of log probabilities in nats: vLLM computes in bfloat16, by other kernels than transformers. Measured on responses of
+800 tokens: mean 0.035 to 0.048, largest 0.2 to 0.9."""
 
 
 @pytest.fixture
@@ -37,16 +39,20 @@ async def engine(vllm_process: VllmProcess, folders: Folders) -> AsyncIterator[V
         yield engine
 
 
-def recompute(model: torch.nn.Module, result: EngineResult, completion: Completion, temperature: float) -> np.ndarray:
+def recompute(
+    model: torch.nn.Module, result: EngineResult, completion: Completion, temperature: float
+) -> npt.NDArray[np.float32]:
     """Return the log probabilities of a completion by one forward over the whole sequence."""
     token_ids_T = torch.from_numpy(np.concatenate((result.prompt_token_ids, completion.token_ids))).long()
     with torch.no_grad():
         logprobs_TV = (model(token_ids_T[None, :-1]).logits[0].float() / temperature).log_softmax(dim=-1)
-    logprobs_T = logprobs_TV.gather(1, token_ids_T[1:, None])[:, 0]
-    return logprobs_T[len(result.prompt_token_ids) - 1 :].numpy()
+    logprobs_T: npt.NDArray[np.float32] = logprobs_TV.gather(1, token_ids_T[1:, None])[:, 0].numpy()
+    return logprobs_T[len(result.prompt_token_ids) - 1 :]
 
 
-def differences(folder: Path, results: list[EngineResult], temperature: float, dtype: torch.dtype) -> np.ndarray:
+def differences(
+    folder: Path, results: list[EngineResult], temperature: float, dtype: torch.dtype
+) -> npt.NDArray[np.float32]:
     """Return how far vLLM and transformers are apart, for every response token."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     return np.concatenate(
@@ -132,17 +138,19 @@ async def test_responses_under_way_during_an_update_say_which_token_is_of_which_
         answering = tasks.create_task(engine.generate(PROMPTS, rollouts_per_prompt=4, sampling=sampling))
         await has_begun(engine)
         await engine.load_weights(folders[1], 1)
-    mixed = [result for result in answering.result() if result.policy_version_min != result.policy_version_max]
-    assert mixed, "no response was under way"
     model = {version: AutoModelForCausalLM.from_pretrained(folders[version]) for version in (0, 1)}
-    for result in mixed:
+    own: list[npt.NDArray[np.float32]] = []
+    others: list[npt.NDArray[np.float32]] = []
+    for result in answering.result():
         for completion in result.completions:
-            (_, _), *rest = completion.version_spans
-            if rest:
-                ((start, version),) = rest
-                assert (start > 0, version) == (True, 1)
-                before = np.abs(recompute(model[0], result, completion, 1.0) - completion.behaviour_logprobs)[:start]
-                assert before.mean() < MEAN_TOLERANCE
+            if len(completion.version_spans) == 2:
+                (first, start) = completion.version_spans[0][1], completion.version_spans[1][0]
+                assert (first, completion.version_spans[1][1]) == (0, 1)
+                for version, found in ((0, own), (1, others)):
+                    off = np.abs(recompute(model[version], result, completion, 1.0) - completion.behaviour_logprobs)
+                    found.append(off[:start])
+    assert own, "no response was under way"
+    assert np.concatenate(own).mean() < MEAN_TOLERANCE < np.concatenate(others).mean()
 
 
 async def has_begun(engine: VllmHttpEngine) -> None:

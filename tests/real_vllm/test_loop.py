@@ -38,7 +38,7 @@ async def test_policies_that_a_trainer_publishes_are_those_that_vllm_samples_wit
     vllm_process: VllmProcess, server: RunningServer, client: AsyncClient, tmp_path: Path
 ) -> None:
     """Each batch comes from the weights of the step before, as the trainer itself recomputes."""
-    model = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model_folder())
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     await client.create_table(run=RUN, table=TABLE, config=TableConfig(fill=Fill.KEEP, ahead_groups=0))
@@ -60,7 +60,9 @@ async def test_policies_that_a_trainer_publishes_are_those_that_vllm_samples_wit
             # Short answers are rewarded here: what matters is that the weights change, in a direction.
             rewards = torch.tensor([-float(len(piece)) for piece in pieces])
             advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-6)
-            loss = -torch.stack([advantage * piece.mean() for advantage, piece in zip(advantages, pieces, strict=True)])
+            loss: Any = -torch.stack(
+                [advantage * piece.mean() for advantage, piece in zip(advantages, pieces, strict=True)]
+            )
             optimizer.zero_grad()
             loss.mean().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

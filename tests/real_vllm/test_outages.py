@@ -22,13 +22,18 @@ async def begin(client: AsyncClient, folder: Path, vllm: VllmProcess) -> asyncio
     await client.create_table(run=RUN, table=TABLE, config=TableConfig(fill=Fill.KEEP, ahead_groups=0))
     await publish(client, 1, folder)
     batch = asyncio.create_task(client.next_batch(run=RUN, table=TABLE, batch_size=BATCH_SIZE, timeout_s=400))
-    async with httpx.AsyncClient() as http, asyncio.timeout(60):
-        while not any(
-            line.startswith("vllm:num_requests_running") and float(line.split()[-1]) > 0
-            for line in (await http.get(f"{vllm.url}/metrics")).text.splitlines()
-        ):
-            await asyncio.sleep(0.01)
+    await until_it_samples(vllm)
     return batch
+
+
+async def until_it_samples(vllm: VllmProcess) -> None:
+    """Return while vLLM is in the middle of responses."""
+    async with httpx.AsyncClient() as http, asyncio.timeout(120):
+        running = 0.0
+        while not running:
+            lines = (await http.get(f"{vllm.url}/metrics", timeout=60)).text.splitlines()
+            counts = [line.split()[-1] for line in lines if line.startswith("vllm:num_requests_running")]
+            running = sum(float(count) for count in counts)
 
 
 async def check(client: AsyncClient, batch: Batch, ids: list[str]) -> None:

@@ -1,6 +1,7 @@
 """The engine of vLLM in this process: its `AsyncLLM`, whose workers are processes of their own."""
 
 import asyncio
+import logging
 import os
 import uuid
 from collections.abc import Sequence
@@ -25,9 +26,12 @@ from groupreplay_generator.engines.vllm_weights import (
     check_prompt,
     completion_of,
     result_of,
+    rollouts_to_ask,
     seed_of,
 )
 from groupreplay_generator.sections import VllmSettings
+
+_log = logging.getLogger(__name__)
 
 
 class VllmEngine:
@@ -58,6 +62,7 @@ class VllmEngine:
         self._versions.add(self._weights)
         self._is_open = False
         self._llm: AsyncLLM | None = None
+        self._said = ""
         self._updating = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -138,7 +143,7 @@ class VllmEngine:
     ) -> EngineResult:
         # SamplingParams of our own making: those of the model's generation_config.json do not enter.
         parameters = SamplingParams(
-            n=rollouts,
+            n=rollouts_to_ask(sampling, rollouts),
             max_tokens=sampling.max_response_tokens,
             temperature=sampling.temperature,
             seed=seed,
@@ -165,7 +170,7 @@ class VllmEngine:
             )
             for output in sorted(outputs, key=lambda output: int(output.index))
         ]
-        return result_of(prompt_token_ids, completions, versions=())
+        return result_of(prompt_token_ids, completions, rollouts=rollouts)
 
     async def _ready(self) -> AsyncLLM:
         """Return a vLLM that holds the weights.
@@ -183,9 +188,13 @@ class VllmEngine:
                     await llm.update_weight_version(weights.label)
                 elif await self._llm.get_weight_version() != weights.label:
                     await _load(self._llm, weights)
-            except Exception as error:  # vLLM raises bare ones
+            except Exception as error:
                 await self._stop()
+                if str(error) != self._said:
+                    _log.warning("vLLM could not load %s: %s; trying on", weights.path, error)
+                self._said = str(error)
                 raise EngineAwayError(f"vLLM could not load {weights.path}: {error}") from error
+            self._said = ""
             return self._llm
 
     async def _stop(self) -> None:

@@ -146,7 +146,7 @@ class VllmHttpEngine:
     async def _make_ready(self, server: VllmServer) -> bool:
         try:
             await server.make_ready(self._weights)
-        except EngineAwayError as error:
+        except (EngineAwayError, ValueError) as error:
             server.note_away(error)
             return False
         return True

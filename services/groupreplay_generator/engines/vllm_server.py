@@ -21,6 +21,7 @@ from groupreplay_generator.engines.vllm_weights import (
     check_prompt,
     completion_of,
     result_of,
+    rollouts_to_ask,
 )
 from groupreplay_generator.sections import VllmSettings
 
@@ -65,7 +66,7 @@ class VllmServer:
         """Whether it is there, or it is time to try it again."""
         return time.monotonic() >= self._retry_at
 
-    def note_away(self, error: EngineAwayError) -> None:
+    def note_away(self, error: Exception) -> None:
         """Take note that it cannot be used, and ask everything anew when it is back: it may have been started anew."""
         if not self.trouble:
             _log.warning("%s; trying on", error)
@@ -85,6 +86,7 @@ class VllmServer:
 
         Raises:
             EngineAwayError: it does not answer, or was started without something that is needed.
+            ValueError: it refuses one of these requests.
         """
         async with self._updating:
             label = await self._label()
@@ -124,7 +126,7 @@ class VllmServer:
         token_ids = self._field(read, "tokens")
         check_prompt(prompt, len(token_ids), sampling, self._field(read, "max_model_len"))
         parameters = {
-            "n": rollouts,
+            "n": rollouts_to_ask(sampling, rollouts),
             "max_tokens": sampling.max_response_tokens,
             "temperature": sampling.temperature,
             "seed": seed,
@@ -133,16 +135,16 @@ class VllmServer:
         }
         try:
             if self._says_spans:
-                result = await self._sample_with_spans(token_ids, parameters, salt)
+                result = await self._sample_with_spans(token_ids, parameters, rollouts, salt)
                 if result is not None:
                     return result
                 self._says_spans = False
-            return await self._sample_plainly(token_ids, parameters, salt)
+            return await self._sample_plainly(token_ids, parameters, rollouts, salt)
         except (KeyError, TypeError, IndexError) as error:
             raise EngineAwayError(f"vLLM server at {self.url} gave an answer of another form: {error!r}") from error
 
     async def _sample_with_spans(
-        self, token_ids: list[int], parameters: Mapping[str, Any], salt: str
+        self, token_ids: list[int], parameters: Mapping[str, Any], rollouts: int, salt: str
     ) -> EngineResult | None:
         """Sample by the route that says which weights sampled which token; return None where it is not served."""
         body = {
@@ -170,9 +172,11 @@ class VllmServer:
             )
             for choice in choices
         ]
-        return result_of(token_ids, completions, versions=())
+        return result_of(token_ids, completions, rollouts=rollouts)
 
-    async def _sample_plainly(self, token_ids: list[int], parameters: Mapping[str, Any], salt: str) -> EngineResult:
+    async def _sample_plainly(
+        self, token_ids: list[int], parameters: Mapping[str, Any], rollouts: int, salt: str
+    ) -> EngineResult:
         """Sample by the route that every server has; its tokens are of the weights before, after, or between."""
         body = {
             "model": self._model, "prompt": token_ids, "return_token_ids": True, "cache_salt": salt, **parameters
@@ -191,11 +195,12 @@ class VllmServer:
             )
             for choice in self._field(answer, "choices")
         ]
-        return result_of(token_ids, completions, versions=versions)
+        return result_of(token_ids, completions, rollouts=rollouts, versions=versions)
 
     async def _load(self, weights: Weights) -> None:
         """Replace its weights between two tokens; requests under way go on with the new ones."""
         _log.info("vLLM server at %s loads policy version %d", self.url, weights.version)
+        self.refused = ""
         await self._ask("POST", "/pause", params={"mode": "keep"})
         try:
             await self._ask("POST", "/update_weight_version", json={"new_version": f"{LOADING}{weights.label}"})

@@ -97,6 +97,11 @@ def seed_of(sampling: Sampling, prompt_index: int) -> int | None:
     return int(np.random.SeedSequence([sampling.seed, prompt_index]).generate_state(1, np.uint64)[0] >> np.uint64(2))
 
 
+def rollouts_to_ask(sampling: Sampling, rollouts: int) -> int:
+    """Return how many responses to ask vLLM for: at temperature 0 it answers once, as all would be the same."""
+    return 1 if sampling.temperature == 0 else rollouts
+
+
 def check_prompt(prompt: str, tokens: int, sampling: Sampling, max_model_tokens: int) -> None:
     """Raise ValueError for a prompt that is empty or leaves no room for the response."""
     limit = max_model_tokens - sampling.max_response_tokens
@@ -138,13 +143,19 @@ def completion_of(
 
 
 def result_of(
-    prompt_token_ids: Sequence[int], completions: Sequence[Completion], *, versions: Sequence[int]
+    prompt_token_ids: Sequence[int], completions: Sequence[Completion], *, rollouts: int, versions: Sequence[int] = ()
 ) -> EngineResult:
-    """Return the result of a prompt whose tokens were sampled with some of `versions`; spans know it better."""
+    """Return the result of a prompt whose tokens were sampled with some of `versions`; spans know it better.
+
+    Raises:
+        EngineAwayError: vLLM gave another number of responses than it was asked for.
+    """
+    if not completions or rollouts % len(completions):
+        raise EngineAwayError(f"vLLM gave {len(completions)} responses, not {rollouts}")
     seen = [version for completion in completions for _, version in completion.version_spans] or versions
     return EngineResult(
         prompt_token_ids=np.asarray(prompt_token_ids, dtype=np.int32),
-        completions=tuple(completions),
+        completions=tuple(completions) * (rollouts // len(completions)),
         policy_version_min=min(seen),
         policy_version_max=max(seen),
     )
