@@ -187,7 +187,7 @@ async def test_a_group_that_cannot_be_trained_on_is_named_and_given_back(bench: 
 async def test_a_trainer_that_waits_says_what_is_missing_and_stops_when_told(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It repeats the service's explanation every report_s; a stop ends the wait and leaves no lease."""
+    """It repeats the service's diagnosis every report_s; a stop ends the wait and leaves no lease."""
 
     async def has_reported_twice() -> bool:
         return caplog.text.count("has waited") >= 2
@@ -198,6 +198,8 @@ async def test_a_trainer_that_waits_says_what_is_missing_and_stops_when_told(
         await until(has_reported_twice)
         bench.stop.set()
         trainer = await training
-    assert "1 of the 2 fresh groups" in caplog.text
+    assert "needs 1 more fresh groups for a batch of 2; it has 1 fresh (1 effective)" in caplog.text
+    assert "No producer was ever heard of in table run/rollouts: start a generator" in caplog.text
+    assert "Nobody waits" not in caplog.text
     assert "stopped after step 0" in caplog.text
     assert trainer.progress.step == (await bench.table()).leases == 0
