@@ -20,6 +20,10 @@ ResultT = TypeVar("ResultT")
 
 RUN, TABLE = "run", "rollouts"
 
+Live = Callable[..., Awaitable[int]]
+"""Runs one life of a trainer: see the fixture `live`."""
+NEVER = 10**9
+
 
 class Killed(BaseException):
     """Stands for a kill: no handler of the trainer catches it."""

@@ -1,16 +1,14 @@
 """A trainer that is killed at any moment trains on every group exactly as if it had not been."""
 
-import asyncio
 import json
 import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from trainer.bench import Live
 
 from groupreplay import AsyncClient, RolloutGroup
 from groupreplay_server.app import RunningServer
@@ -19,39 +17,6 @@ from groupreplay_trainer.policy_model import TinyLMPolicy
 
 STEPS = 6
 BATCH_SIZE = 4
-
-NEVER = 10**9
-
-Live = Callable[..., Awaitable[int]]
-
-
-@pytest.fixture(scope="module")
-def lives() -> Iterator[subprocess.Popen[str]]:
-    """Start the process whose forks train."""
-    script = Path(__file__).parent / "lives.py"
-    process = subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    yield process
-    process.communicate(timeout=30)
-
-
-@pytest.fixture
-def live(lives: subprocess.Popen[str]) -> Live:
-    """Return a coroutine function that runs one life of a trainer, up to a signal before its `at`th lasting effect.
-
-    It returns the exit status, negative for a signal.
-    """
-
-    def run(request: dict[str, Any]) -> int:
-        assert lives.stdin is not None
-        assert lives.stdout is not None
-        lives.stdin.write(json.dumps(request) + "\n")
-        lives.stdin.flush()
-        return int(lives.stdout.readline())
-
-    async def run_beside_the_loop(settings: dict[str, Any], *, at: int = NEVER, name: str = "SIGKILL") -> int:
-        return await asyncio.to_thread(run, {"settings": settings, "signal": name, "at": at})
-
-    return run_beside_the_loop
 
 
 @pytest.fixture
