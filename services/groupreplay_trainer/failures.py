@@ -94,11 +94,12 @@ def explaining_memory(batch: Batch, settings: MemorySettings) -> Iterator[None]:
             for item in batch.groups
             for length in item.group.response_lengths
         ]
+        said = f"{type(error).__name__} {error}".splitlines()[0].strip()
         now = ", ".join(f"memory.{field.name} ({getattr(settings, field.name)})" for field in fields(settings))
         raise TrainingMemoryError(
             f"a batch of {len(batch.groups)} groups, {len(lengths)} rollouts of up to {max(lengths, default=0)} and "
             f"together {sum(lengths)} tokens, does not fit into memory. Lower {now}, batch_size, or the length of "
-            f"responses at the generator ({str(error).splitlines()[0]})"
+            f"responses at the generator ({said})"
         ) from error
 
 

@@ -1,5 +1,6 @@
 """The trainer's metrics as TensorBoard event files."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +37,8 @@ class EventFiles:
         A killed trainer may have finished a step without writing its events.
         """
         self._close()
-        self._writer = SummaryWriter(str(self._folder), purge_step=step)
+        # The library names files by the second: a second one within it would overwrite the first.
+        self._writer = SummaryWriter(str(self._folder), purge_step=step, filename_suffix=f".{time.time_ns():020d}")
         if newest is not None:
             self.finished(newest)
 

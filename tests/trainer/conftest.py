@@ -168,7 +168,10 @@ def live(lives: subprocess.Popen[str]) -> Live:
         lives.stdin.flush()
         return int(lives.stdout.readline())
 
-    async def run_beside_the_loop(settings: dict[str, Any], *, at: int = NEVER, name: str = "SIGKILL") -> int:
-        return await asyncio.to_thread(run, {"settings": settings, "signal": name, "at": at})
+    async def run_beside_the_loop(
+        settings: dict[str, Any], *, at: int = NEVER, name: str = "SIGKILL", between: bool = False
+    ) -> int:
+        request = {"settings": settings, "signal": name, "at": at, "between": between}
+        return await asyncio.to_thread(run, request)
 
     return run_beside_the_loop
