@@ -37,6 +37,7 @@ def train(settings: Annotated[TrainerSettings, Parameter(name="*")] = _DEFAULTS)
         StarvedError,
         TrainingConflictError,
         TrainingMemoryError,
+        ModuleNotFoundError,
         OSError,
         ValueError,
     ) as error:

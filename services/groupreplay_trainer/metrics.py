@@ -60,7 +60,7 @@ MEASURES: Final = (
     _gauge("lr", "learning_rate", "train/learning_rate", "Learning rate of the step"),
     _gauge("entropy", "entropy_nats", "train/entropy_nats", "Mean entropy of the policy at the trained tokens"),
     _gauge("grad_norm_mean", "grad_norm_mean", "train/grad_norm_mean", "Mean gradient norm, before clipping"),
-    _gauge("grad_norm_max", "grad_norm_max", "train/grad_norm_max", "Largest of them"),
+    _gauge("grad_norm_max", "grad_norm_max", "train/grad_norm_max", "Largest gradient norm, before clipping"),
     _counter("updates", "updates_total", None, "Optimizer updates made"),
     _counter("skipped_updates", "skipped_updates_total", "train/skipped_updates", "Updates left out as not finite"),
     _counter("rejected", "rejected_steps_total", "train/rejected", "Steps whose groups were used without an update"),
@@ -84,7 +84,7 @@ MEASURES: Final = (
     _counter("shortfall", "shortfall_groups_total", "batch/shortfall", "Slots of batches that stayed empty"),
     _gauge("replay_share", "replay_share", "batch/replay_share", "Share of replay among the groups of the batch"),
     _gauge("staleness_mean", "staleness_mean_versions", "batch/staleness_mean", "Mean staleness of the batch's groups"),
-    _gauge("staleness_max", "staleness_max_versions", "batch/staleness_max", "Largest of them"),
+    _gauge("staleness_max", "staleness_max_versions", "batch/staleness_max", "Staleness of the oldest group"),
     _gauge(
         "replay_staleness_mean",
         "replay_staleness_mean_versions",
@@ -92,19 +92,19 @@ MEASURES: Final = (
         "Mean staleness of replay groups",
     ),
     _gauge("uses_mean", "uses_mean", "batch/uses_mean", "Mean deliveries of a replay group, this one included"),
-    _gauge("uses_max", "uses_max", "batch/uses_max", "Largest of them"),
+    _gauge("uses_max", "uses_max", "batch/uses_max", "Most deliveries of a replay group"),
     _gauge(
         "response_length_mean", "response_length_mean_tokens", "batch/response_length_mean", "Mean length of responses"
     ),
     _gauge("response_length_max", "response_length_max_tokens", "batch/response_length_max", "Longest response"),
     _gauge("ess", "ess", "off_policy/ess", "Effective sample size of replayed tokens, as a share"),
     _gauge("kl_k1", "kl_k1_nats", "off_policy/kl_k1_nats", "KL(behaviour, proximal) of replayed tokens, estimate k1"),
-    _gauge("kl_k3", "kl_k3_nats", "off_policy/kl_k3_nats", "The same, estimate k3"),
+    _gauge("kl_k3", "kl_k3_nats", "off_policy/kl_k3_nats", "KL(behaviour, proximal) of replayed tokens, estimate k3"),
     _gauge("chi2", "chi2", "off_policy/chi2", "Chi-squared divergence: variance of the behaviour weights"),
-    _gauge("weight_mean", "weight_mean", "off_policy/weight_mean", "Mean uncapped weight of replayed tokens"),
-    _gauge("weight_p95", "weight_p95", "off_policy/weight_p95", "95th percentile of them"),
-    _gauge("weight_p99", "weight_p99", "off_policy/weight_p99", "99th percentile of them"),
-    _gauge("weight_max", "weight_max", "off_policy/weight_max", "Largest of them"),
+    _gauge("weight_mean", "weight_mean", "off_policy/weight_mean", "Mean weight of replayed tokens, uncapped"),
+    _gauge("weight_p95", "weight_p95", "off_policy/weight_p95", "95th percentile of these weights"),
+    _gauge("weight_p99", "weight_p99", "off_policy/weight_p99", "99th percentile of these weights"),
+    _gauge("weight_max", "weight_max", "off_policy/weight_max", "Largest of these weights"),
     *(
         _gauge(
             f"{source}_clipped_{end}_share",

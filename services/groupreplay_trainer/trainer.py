@@ -63,7 +63,7 @@ def run_trainer(settings: TrainerSettings, *, stop: threading.Event) -> None:
         RunFolderBusyError: another trainer works in the run folder.
         TrainingConflictError: the service's record of the run does not fit the run folder.
         FileNotFoundError, ValueError: the model cannot be loaded, or a group cannot be trained on.
-        OSError, ImportError: metrics cannot be shown where the settings say.
+        OSError, ModuleNotFoundError: metrics cannot be shown where the settings say.
         StarvedError: no batch within max_wait_s.
         RejectedStepError: a step met numbers that are not finite, and the settings do not leave it out.
         TrainingMemoryError: a step does not fit into memory.
@@ -367,7 +367,6 @@ class Trainer:
                 f"table {settings.table!r}; give each run its own run_dir"
             )
         state.restore(model=self._model, optimizer=self._optimizer, generator=self._generator)
-        self._optimizer.zero_grad()  # an update that broke off has left its gradient
         self._step_log.cut(progress.log_lengths)
         self._alarms.restart(self._step_log.read(TRAIN_LOG))
         self._progress = progress

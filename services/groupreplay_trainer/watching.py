@@ -3,7 +3,8 @@
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from groupreplay_trainer.settings import TrainerSettings
@@ -56,7 +57,7 @@ def open_watchers(settings: TrainerSettings) -> Iterator[Sequence[StepWatcher]]:
     """Open what the settings ask for.
 
     Raises:
-        ImportError: the extra that one of them needs is not installed.
+        ModuleNotFoundError: TensorBoard files are asked for, and the extra for them is not installed.
         OSError: the address is in use, or the folder cannot be written.
     """
     with ExitStack() as stack:
@@ -73,7 +74,15 @@ def open_watchers(settings: TrainerSettings) -> Iterator[Sequence[StepWatcher]]:
 
             watchers.append(stack.enter_context(PrometheusEndpoint(settings.metrics.listen)))
         if settings.metrics.tensorboard is not None:
-            from groupreplay_trainer.tensorboard import EventFiles  # noqa: PLC0415
-
-            watchers.append(stack.enter_context(EventFiles(settings.metrics.tensorboard)))
+            watchers.append(stack.enter_context(_event_files(settings.metrics.tensorboard)))
         yield watchers
+
+
+def _event_files(folder: Path) -> AbstractContextManager[StepWatcher]:
+    try:
+        from groupreplay_trainer.tensorboard import EventFiles  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"metrics.tensorboard {folder} needs a package more: pip install 'groupreplay[tensorboard]' ({error})"
+        ) from error
+    return EventFiles(folder)

@@ -178,14 +178,23 @@ async def test_a_step_that_is_on_disk_is_finished_before_stopping(bench: Bench) 
     assert trainer.progress.step == await bench.version() == 1
 
 
-async def test_a_group_that_cannot_be_trained_on_is_named_and_given_back(bench: Bench, make_group: Any) -> None:
-    """A response longer than the model takes ends the trainer with clear words, and no lease is left behind."""
-    endless = make_group("endless", rewards=(1.0, 0.0), lengths=(2, 20)).group
-    await bench.insert([*bench.make_groups(1), replace(endless, policy_version_min=0, policy_version_max=0)])
-    with pytest.raises(ValueError, match="group endless has a rollout of 23 tokens"):
+@pytest.mark.parametrize(("prompt", "response"), [(3, 20), (30, 2)])
+async def test_a_group_longer_than_the_model_takes_is_named_and_given_back(
+    bench: Bench, make_group: Any, prompt: int, response: int
+) -> None:
+    """Prompt or response: the trainer ends with words that help, and leaves no lease; what they say lets it go on."""
+    endless = make_group("endless", rewards=(1.0, 0.0), lengths=(2, response), prompt=[5] * prompt).group
+    groups = bench.make_groups(2)
+    await bench.insert([*groups[:1], replace(endless, policy_version_min=0, policy_version_max=0)])
+    said = rf"group endless has a rollout of {prompt + response} tokens \(prompt {prompt}\); the model takes 16\. Limit"
+    with pytest.raises(ValueError, match=rf"{said} .*; delete_groups takes this one out of the table"):
         await bench.train()
     table = await bench.table()
     assert (table.fresh, table.leases, await bench.version()) == (2, 0, 0)
+    await bench.client.delete_groups(["endless"], run=RUN, table=TABLE)
+    await bench.insert(groups[1:])
+    await bench.train(steps=1)
+    assert await bench.version() == 1
 
 
 async def test_a_trainer_that_waits_says_what_is_missing_and_stops_when_told(

@@ -4,6 +4,7 @@ import asyncio
 import os
 import pty
 import struct
+import sys
 import termios
 import threading
 import urllib.request
@@ -22,7 +23,9 @@ from groupreplay_trainer.alarms import ALARMS
 from groupreplay_trainer.metrics import ALARM, MEASURES, PREFIX, UNDONE, Kind
 from groupreplay_trainer.prometheus import PrometheusEndpoint
 from groupreplay_trainer.sections import AlarmSettings, MetricsSettings
+from groupreplay_trainer.settings import TrainerSettings
 from groupreplay_trainer.tensorboard import EventFiles
+from groupreplay_trainer.watching import open_watchers
 
 NOT_MEASURES = {
     "policy_version", "lease_id", "fresh_effective", "redelivered_group_ids", "fresh_tokens", "replay_tokens", "alarms",
@@ -200,6 +203,15 @@ async def test_the_command_line_opens_what_is_asked_for(bench: Bench, live: Live
     assert any(name == "train/loss" for _, name, _ in scalars_of(tmp_path / "events"))
     with PrometheusEndpoint(metrics["listen"]):
         assert await live(bench.as_request(steps=1, metrics=metrics)) == 1
+
+
+def test_tensorboard_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is not part of the trainer's extra."""
+    monkeypatch.delitem(sys.modules, "groupreplay_trainer.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    settings = TrainerSettings(metrics=MetricsSettings(tensorboard=tmp_path))
+    with pytest.raises(ModuleNotFoundError, match=r"groupreplay\[tensorboard\]"), open_watchers(settings):
+        pass
 
 
 def test_a_metrics_address_has_host_and_port() -> None:
