@@ -51,21 +51,21 @@ ALARMS: Final = (
     ),
     Alarm(
         name="staleness",
-        what="staleness of the oldest group, in policy versions",
+        what="staleness of the oldest group (policy versions)",
         meaning="groups are older than behaviour weights can correct for",
         advice="set replay.max_staleness, lower replay.capacity or replay.ahead_groups, or give the oldest groups less "
         "weight with replay.recency_decay",
     ),
     Alarm(
         name="kl",
-        what="KL of replayed tokens, in nats per token",
+        what="KL of replayed tokens (nats per token)",
         meaning="the policy has moved far from those that sampled the replay",
         advice="lower optimizer.lr or optimizer.minibatches, set replay.max_staleness or replay.max_kl, or use preset "
         "robust",
     ),
     Alarm(
         name="ess",
-        what="effective sample size of replayed tokens, as a share",
+        what="effective sample size of replayed tokens (a share of them)",
         lower=True,
         meaning="few tokens carry most of the weight, so updates are noisy",
         advice="use preset robust or loss.weight_cap, lower optimizer.lr, or set replay.max_staleness",
@@ -85,14 +85,14 @@ ALARMS: Final = (
     ),
     Alarm(
         name="entropy_share",
-        what="entropy, as a share of that of the first steps",
+        what="entropy (a share of that of the first steps)",
         lower=True,
         meaning="the policy hardly explores any more; rollouts of a group will all be alike",
         advice="raise loss.clip_high or loss.entropy_coefficient, or lower optimizer.lr",
     ),
     Alarm(
         name="grad_norm",
-        what="gradient norm, in multiples of optimizer.max_grad_norm",
+        what="gradient norm (multiples of optimizer.max_grad_norm)",
         meaning="nearly all of the gradient is cut off; a few tokens may dominate it",
         advice="use preset robust, lower optimizer.lr, and look at the longest responses",
     ),
@@ -139,7 +139,7 @@ class Alarms:
                 _log.info("alarm %s is over at step %s", alarm.name, record["step"])
             else:
                 _log.warning(
-                    "alarm %s at step %s: the %s is %.3g, %s %.3g in the last %d steps: %s. What helps: %s",
+                    "alarm %s at step %s: the %s is %.3g, %s %.3g for %d steps in a row: %s. What helps: %s",
                     *(alarm.name, record["step"], alarm.what, value, "below" if alarm.lower else "above", line),
                     *(self._settings.alarms.steps, alarm.meaning, alarm.advice),
                 )

@@ -32,7 +32,7 @@ def run(alarms: Alarms, count: int, *, first: int = 1, **changes: Any) -> list[l
 def test_a_healthy_run_rings_no_alarm(caplog: pytest.LogCaptureFixture) -> None:
     """Nor does a step that has nothing to say, as at the start of a run."""
     alarms = Alarms(TrainerSettings())
-    nothing = dict.fromkeys(HEALTHY, None)
+    nothing: dict[str, Any] = dict.fromkeys(HEALTHY)
     assert [*run(alarms, 20), *run(alarms, 5, **nothing)] == [[]] * 25
     assert not caplog.records
 

@@ -118,7 +118,8 @@ async def test_a_step_may_be_left_out(bench: Bench) -> None:
     await bench.train(steps=3)
     (restarted,) = states(bench, 3)
     assert not equal(restarted, states(bench, 2)[0])
-    again = Bench(replace(bench.settings, run="again", run_dir=bench.settings.run_dir / "again"), bench.client, list)
+    elsewhere = replace(bench.settings, run="again", run_dir=bench.settings.run_dir / "again")
+    again = Bench(elsewhere, bench.client, bench.make_groups)
     await again.client.create_table(run="again", table=TABLE, config=bench.settings.table_config())
     for group in with_absurd(bench.make_groups(6), 2):
         await again.client.insert(group, run="again", table=TABLE)

@@ -164,14 +164,15 @@ async def test_tensorboard_shows_each_step_once_over_restarts(bench: Bench, tmp_
 
     folder = tmp_path / "events"
     await bench.insert(bench.make_groups(8))
-    with pytest.raises(Killed), DiesBeforeWriting(folder) as events:
-        await bench.train(steps=2, watchers=[events])
+    with pytest.raises(Killed), DiesBeforeWriting(folder) as dying:
+        await bench.train(steps=2, watchers=[dying])
     with EventFiles(folder) as events:
         await bench.train(steps=4, watchers=[events])
     scalars, lines = scalars_of(folder), bench.log()
     for tag, key in (("train/loss", "loss"), ("batch/staleness_mean", "staleness_mean"), ("train/learning_rate", "lr")):
         shown = [(step, value) for step, name, value in scalars if name == tag]
-        assert shown == [(line["step"], pytest.approx(line[key], rel=1e-6)) for line in lines]
+        assert [step for step, _ in shown] == [line["step"] for line in lines]
+        assert [value for _, value in shown] == pytest.approx([line[key] for line in lines], rel=1e-6)
     assert [value for _, name, value in scalars if name == "off_policy/ess"] == pytest.approx(
         [line["ess"] for line in lines[1:]]
     )
