@@ -24,14 +24,14 @@ from groupreplay import (
     StepConflictError,
     UnknownLeaseError,
 )
-from groupreplay_trainer.advantages import AdvantageEstimator
+from groupreplay.torch.advantages import AdvantageEstimator
+from groupreplay.torch.collate import TrainingBatch, collate
 from groupreplay_trainer.checkpoint import (
     CheckpointFolder,
     Progress,
     TrainingState,
     TrainingStateError,
 )
-from groupreplay_trainer.collate import TrainingBatch, collate
 from groupreplay_trainer.diagnostics import group_feedback
 from groupreplay_trainer.loss import LossConfig, Objective
 from groupreplay_trainer.policy_model import PolicyModel, load_policy_model
