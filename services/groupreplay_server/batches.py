@@ -198,8 +198,8 @@ class Batches:
         delivered = {group.group_id: group for group in batch.groups}
         if strange := [group_id for group_id in group_ids if group_id not in delivered]:
             raise InvalidRequestError(
-                f"lease {lease_id} of table {run}/{table} has {len(delivered)} groups, and {len(strange)} of those asked "
-                f"for are not among them, the first is {strange[0]}; ask for groups of its batch only"
+                f"lease {lease_id} of table {run}/{table} has {len(delivered)} groups, and {len(strange)} of those "
+                f"asked for are not among them, the first is {strange[0]}; ask for groups of its batch only"
             )
         return [delivered[group_id] for group_id in group_ids]
 

@@ -1,5 +1,8 @@
 """One lease for a trainer of several ranks: its batch without payloads, and each rank's share of them."""
 
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
 import grpc.aio
 import pytest
 from samples import effective, ids, make_group, same
@@ -38,7 +41,7 @@ async def test_no_payload_travels_with_an_outline(make_table: MakeTable, stub: R
     table = await make_table()
     await table.insert(make_group("big", tokens=100_000))
     request = pb.NextBatchRequest(**table.names, batch_size=1, lease_id="l", headers_only=True)
-    responses = [response async for response in stub.NextBatch(request)]
+    responses = [response async for response in cast(AsyncIterator[pb.NextBatchResponse], stub.NextBatch(request))]
     [part] = [part for response in responses for part in response.parts]
     assert part.header_only
     assert sum(response.ByteSize() for response in responses) < 1000 < part.header.payload_bytes
@@ -98,4 +101,4 @@ async def test_a_share_of_nothing_and_of_too_much_are_refused(make_table: MakeTa
     for names in ([], ["g"] * 10_001):
         request = pb.ReadLeaseRequest(**table.names, lease_id="l", group_ids=names)
         with pytest.raises(grpc.aio.AioRpcError, match=rf"number of group_ids {len(names)} is not in 1 to 10000"):
-            await stub.ReadLease(request).read()
+            await cast(Any, stub.ReadLease(request)).read()

@@ -1,4 +1,14 @@
-"""Batches for trainers built on PyTorch. `pip install 'groupreplay[torch]'`; nothing else in the SDK needs torch.
+"""Batches for trainers built on PyTorch. `pip install 'groupreplay[torch]'`; nothing else in the SDK needs torch."""
 
-`advantages` and `collate` stand alone. Nothing is imported here, so that whoever needs one part loads no other.
-"""
+from groupreplay.torch.advantages import AdvantageEstimator, group_advantages
+from groupreplay.torch.collate import TrainingBatch, collate
+from groupreplay.torch.dataset import GroupDataset, StepBatch
+
+__all__ = [
+    "AdvantageEstimator",
+    "GroupDataset",
+    "StepBatch",
+    "TrainingBatch",
+    "collate",
+    "group_advantages",
+]
