@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-WAIT_S = 15.0
-"""How long close() waits for work that has begun."""
+WAIT_S = 30.0
+"""How long close() waits for work that has begun: ranks that leave a loop together do so within this time."""
 
 _log = logging.getLogger(__name__)
 ItemT = TypeVar("ItemT")
@@ -47,13 +47,12 @@ class Ahead(Generic[ItemT]):
             self._slots.release()
             yield item.result()
 
-    def close(self) -> None:
-        """End the work."""
+    def close(self) -> bool:
+        """End the work; return False where it goes on, since the other ranks did not leave within WAIT_S."""
         self._stop.set()
         self._slots.release()
         self._thread.join(WAIT_S)
-        if self._thread.is_alive():
-            _log.warning("the prefetch thread still waits for the other ranks after %g s; leaving it behind", WAIT_S)
+        return not self._thread.is_alive()
 
     def _work(self) -> None:
         for step in self._steps:

@@ -1,6 +1,7 @@
 """GroupDataset: the batches of a table as a PyTorch dataset, for trainers of one's own."""
 
 import itertools
+import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,8 @@ from groupreplay.torch.collate import TrainingBatch, collate
 from groupreplay.torch.ranks import is_distributed, own_share
 from groupreplay.torch.session import BatchSource, Session
 from groupreplay.types import Batch, BatchOutline, GroupFeedback
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -133,6 +136,7 @@ class GroupDataset(IterableDataset[StepBatch]):
         self._session: Session | None = None
         self._ahead: Ahead[StepBatch] | None = None
         self._among_ranks = False
+        self._is_stuck = False
         self._pid = os.getpid()
 
     @property
@@ -148,8 +152,14 @@ class GroupDataset(IterableDataset[StepBatch]):
             StepConflictError: the step was committed before: the trainer resumed from an older checkpoint.
             ValueError: a DataLoader has more workers than can be, a group cannot be trained on, or there are other
                 ranks and torch.distributed is not initialized.
+            RuntimeError: the ranks did not leave the iteration before at the same step.
         """
         self._check_workers()
+        if self._is_stuck:
+            raise RuntimeError(
+                "this rank left its last loop and the others went on, so they are not at the same step any more; leave "
+                "a loop on every rank at the same step, and restart from the checkpoint"
+            )
         steps = itertools.count(self._next_step)
         return self._iterate(self._connected(), itertools.islice(steps, self._steps))
 
@@ -207,8 +217,9 @@ class GroupDataset(IterableDataset[StepBatch]):
 
     def _leave(self) -> None:
         ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead.close()
+        if ahead is not None and not ahead.close():
+            self._is_stuck = True
+            _log.warning("this rank left the loop, and the others have not: it prefetches no more")
 
     def _take(self, session: Session, stop: threading.Event, step: int) -> StepBatch:
         taken = session.take(step, stop)
