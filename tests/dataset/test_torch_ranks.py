@@ -29,7 +29,11 @@ def lines(bench: Bench, tmp_path: Path) -> list[list[Line]]:
         )
         for rank in range(WORLD_SIZE)
     ]
-    printed = [rank.communicate(timeout=90)[0] for rank in ranks]
+    try:
+        printed = [rank.communicate(timeout=90)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
     assert [rank.returncode for rank in ranks] == [0] * WORLD_SIZE
     return [[json.loads(line) for line in text.splitlines()] for text in printed]
 
