@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from groupreplay import Batch, DeliveredGroup
-from groupreplay_trainer.collate import TrainingBatch
+from groupreplay.torch.collate import TrainingBatch
 from groupreplay_trainer.durable_file import sync_folder, write_durably
 from groupreplay_trainer.failures import NonFiniteError
 from groupreplay_trainer.settings import TrainerSettings

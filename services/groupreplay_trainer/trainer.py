@@ -26,7 +26,8 @@ from groupreplay import (
     StepConflictError,
     UnknownLeaseError,
 )
-from groupreplay_trainer.advantages import AdvantageEstimator
+from groupreplay.torch.advantages import AdvantageEstimator
+from groupreplay.torch.collate import MinibatchUnit, TrainingBatch, collate
 from groupreplay_trainer.alarms import Alarms
 from groupreplay_trainer.checkpoint import (
     CheckpointFolder,
@@ -34,7 +35,6 @@ from groupreplay_trainer.checkpoint import (
     TrainingState,
     TrainingStateError,
 )
-from groupreplay_trainer.collate import MinibatchUnit, TrainingBatch, collate
 from groupreplay_trainer.diagnostics import group_feedback
 from groupreplay_trainer.failures import MAX_REJECTED_IN_A_ROW, NonFiniteError, RejectedStepError, explaining_memory
 from groupreplay_trainer.policy_model import PolicyModel, load_policy_model

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from groupreplay import GroupSource
-from groupreplay_trainer.collate import TrainingBatch, collate
+from groupreplay.torch.collate import TrainingBatch, collate
 from groupreplay_trainer.failures import NonFinite, NonFiniteError
 from groupreplay_trainer.loss import LossConfig
 from groupreplay_trainer.policy_model import TinyLMPolicy, TokenScores
