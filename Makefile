@@ -16,7 +16,7 @@ VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
             $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test test-long test-vllm faults check format protos sync-client reference constraints wheel-test clean
+.PHONY: help demo test test-long test-vllm faults experiment check format protos sync-client reference constraints wheel-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test-vllm: $(VLLM_VENV)/installed ## run the tests of the vLLM engines, on a rea
 
 faults: $(VENV)/dev-installed ## kill services, Redis, trainers, producers under load, and look for losses; KILLS=50 SEED=0
 	@PYTHONPATH=tests $(BIN)/python -m faults --seed $(SEED) $(if $(KILLS),--kills $(KILLS)) $(ARGS)
+
+experiment: $(VENV)/demo-installed ## measure the paper's claims on the tiny model, hours; ARGS=--quick: minutes; again: goes on
+	@PYTHONPATH=benchmarks $(BIN)/python -m experiment $(ARGS)
 
 check: $(VENV)/dev-installed ## lint, types, import directions, generated files
 	$(BIN)/ruff check
