@@ -15,6 +15,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
             $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+# Of vLLM itself, where everywhere else warnings are errors.
+VLLM_WARNINGS := -W ignore::DeprecationWarning -W ignore::ResourceWarning \
+                 -W ignore::pytest.PytestUnraisableExceptionWarning
 
 .PHONY: help demo test test-long test-vllm faults experiment check format protos sync-client reference constraints wheel-test clean
 
@@ -31,7 +34,7 @@ test-long: $(VENV)/dev-installed ## run the tests that take minutes: whole demos
 	$(BIN)/pytest -m minutes $(ARGS)
 
 test-vllm: $(VLLM_VENV)/installed ## run the tests of the vLLM engines, on a real vLLM on the CPU: 3.5 GB, minutes
-	OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/pytest -m vllm -W ignore::DeprecationWarning tests/real_vllm $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/pytest -m vllm tests/real_vllm $(VLLM_WARNINGS) $(ARGS)
 
 faults: $(VENV)/dev-installed ## kill services, Redis, trainers, producers under load, and look for losses; KILLS=50 SEED=0
 	@PYTHONPATH=tests $(BIN)/python -m faults --seed $(SEED) $(if $(KILLS),--kills $(KILLS)) $(ARGS)

@@ -109,11 +109,13 @@ async def following(client: AsyncClient, run: str) -> AsyncIterator[PolicyFollow
 
 
 def weights_label(policy: Policy) -> str:
-    """Return what an inference engine calls the weights of a policy: its label, or version@digest.
+    """Return what an inference engine calls the weights of a policy: the label the trainer gave it, or version@digest.
 
     The digest is there because a server may outlive a run, and the next one has a version 3 too.
     """
-    return policy.label or f"{policy.version}@{policy.weights_sha256[:16] or policy.run}"
+    if policy.label not in {"", str(policy.version)}:
+        return policy.label
+    return f"{policy.version}@{policy.weights_sha256[:16] or policy.run}"
 
 
 def weights_path(policy: Policy) -> Path:

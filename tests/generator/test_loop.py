@@ -13,7 +13,7 @@ import pytest
 from groupreplay import AsyncClient, BatchNotReadyError, Fill, GroupState, Policy, TableConfig
 from groupreplay_generator.evaluator import run_evaluator
 from groupreplay_generator.generator import run_generator
-from groupreplay_generator.policy_follower import weights_path
+from groupreplay_generator.policy_follower import weights_label, weights_path
 from groupreplay_generator.settings import EvaluatorSettings, GeneratorSettings
 from groupreplay_server.app import RunningServer
 from groupreplay_tinylm import builtin_checkpoint
@@ -103,6 +103,20 @@ def test_weights_elsewhere_are_refused_in_words(policy: Policy, problem: str) ->
     """A URI that this machine cannot open is named in the error."""
     with pytest.raises(ValueError, match=problem):
         weights_path(policy)
+
+
+@pytest.mark.parametrize(
+    ("policy", "label"),
+    [
+        (Policy(run="r", version=3, label="2026-11-25-step-3"), "2026-11-25-step-3"),
+        (Policy(run="r", version=3, label="3", weights_sha256="ab" * 32), "3@abababababababab"),
+        (Policy(run="r", version=3, weights_sha256="cd" * 32), "3@cdcdcdcdcdcdcdcd"),
+        (Policy(run="r", version=3), "3@r"),
+    ],
+)
+def test_weights_are_called_by_their_label_or_by_what_they_are(policy: Policy, label: str) -> None:
+    """The service fills in the version where a trainer gives no label, and every run has a version 3."""
+    assert weights_label(policy) == label
 
 
 async def test_two_generators_share_the_demand(server: RunningServer, client: AsyncClient, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 # vLLM forks by default, which the threads of gRPC in this process do not survive.
-os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
+os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.sampling_params import RequestOutputKind
