@@ -3,12 +3,16 @@
 Shape legend: T tokens, V vocabulary.
 """
 
+import asyncio
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from processes import plain_environment
 from real_vllm.generating import RUN, TABLE, generating, publish
 from real_vllm.smollm2 import model_folder
 from real_vllm.vllm_process import VllmProcess
@@ -79,3 +83,25 @@ async def test_policies_that_a_trainer_publishes_are_those_that_vllm_samples_wit
             await publish(client, step, folder)
     changed = [not torch.equal(before, after) for before, after in zip(start, model.parameters(), strict=True)]
     assert any(changed)
+
+
+@pytest.mark.skipif(
+    find_spec("groupreplay_trainer.hf_policy") is None, reason="groupreplay train takes no Hugging Face models yet"
+)
+async def test_groupreplay_train_and_vllm_go_through_policy_versions_together(
+    vllm_process: VllmProcess, server: RunningServer, client: AsyncClient, tmp_path: Path
+) -> None:
+    """The trainer's model folders are what vLLM loads, and every step trains on groups of the version before it."""
+    trainer = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "groupreplay_cli", "train", "--server", server.grpc_address, "--run", RUN,
+        "--table", TABLE, "--run-dir", str(tmp_path / "run"), "--model.path", str(model_folder()),
+        "--algorithm", "grpo", "--steps", str(STEPS), "--batch-size", "4", "--optimizer.minibatches", "1",
+        "--optimizer.lr", "1e-3", "--memory.max-rollouts-at-once", "8", "--threads", "1",
+        env=plain_environment(),
+    )  # fmt: skip
+    async with generating(server, vllm_process, tmp_path / "inserted.log"):
+        assert await trainer.wait() == 0
+    assert (await client.get_policy(run=RUN)).version == STEPS
+    for step in range(1, STEPS + 1):
+        lineage = await client.get_lineage(run=RUN, table=TABLE, step=step)
+        assert (lineage.policy_version, {group.staleness for group in lineage.groups}) == (step - 1, {0})
