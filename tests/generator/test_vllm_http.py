@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fastapi import Response
 from generator.vllm_routes import Answer, VllmRoutes, no_json, nothing, serving, status_503
@@ -323,6 +324,16 @@ async def test_the_api_key_is_sent(
         async with VllmHttpEngine(folder, settings=settings) as engine:
             assert engine._client is not None
             assert engine._client.headers["Authorization"] == f"Bearer {key}"
+
+
+async def test_images_are_refused_in_words(routes: VllmRoutes, folder: Path) -> None:
+    """A policy that did not see them would be trained as if it had."""
+    async with engine_of(folder, routes) as engine:
+        with pytest.raises(ValueError, match="engine vllm-http shows no images"):
+            await engine.generate(
+                ["a"], rollouts_per_prompt=1, sampling=SAMPLING, images=[np.zeros((2, 2, 1), np.uint8)]
+            )
+    assert not routes.calls
 
 
 async def test_an_engine_that_is_not_open_says_so(folder: Path) -> None:

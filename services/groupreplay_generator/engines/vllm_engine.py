@@ -9,6 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
+
 # vLLM forks by default, which the threads of gRPC in this process do not survive.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
@@ -100,17 +103,24 @@ class VllmEngine:
             raise
 
     async def generate(
-        self, prompts: Sequence[str], *, rollouts_per_prompt: int, sampling: Sampling
+        self,
+        prompts: Sequence[str],
+        *,
+        rollouts_per_prompt: int,
+        sampling: Sampling,
+        images: Sequence[npt.NDArray[np.uint8]] | None = None,
     ) -> list[EngineResult]:
         """Sample completions of all prompts; see `Engine.generate`.
 
         Raises:
-            ValueError: a prompt is empty or leaves no room for the response.
+            ValueError: there are images, or a prompt is empty or leaves no room for the response.
             RuntimeError: the engine is not open.
             EngineAwayError: vLLM died, or could not be started.
         """
         if not self._is_open:
             raise RuntimeError("the engine is not open: use it inside `async with VllmEngine(...) as engine`")
+        if images is not None:
+            raise ValueError("engine vllm shows no images to the policy; use engine torch for tasks that have them")
         if rollouts_per_prompt < 1:
             raise ValueError(f"rollouts_per_prompt must be >= 1, got {rollouts_per_prompt}")
         llm = await self._ready()

@@ -9,6 +9,8 @@ from types import TracebackType
 from typing import Self
 
 import httpx
+import numpy as np
+import numpy.typing as npt
 
 from groupreplay_generator.engines.base import EngineAwayError, EngineResult, Sampling
 from groupreplay_generator.engines.vllm_server import VllmServer
@@ -99,17 +101,27 @@ class VllmHttpEngine:
             raise
 
     async def generate(
-        self, prompts: Sequence[str], *, rollouts_per_prompt: int, sampling: Sampling
+        self,
+        prompts: Sequence[str],
+        *,
+        rollouts_per_prompt: int,
+        sampling: Sampling,
+        images: Sequence[npt.NDArray[np.uint8]] | None = None,
     ) -> list[EngineResult]:
         """Sample completions of all prompts; see `Engine.generate`.
 
         Raises:
-            ValueError: a prompt is empty, leaves no room for the response, or a server refuses the sampling.
+            ValueError: there are images, a prompt is empty, leaves no room for the response, or a server refuses the
+                sampling.
             RuntimeError: the engine is not open.
             EngineAwayError: no server answers, or none with weights that are known.
         """
         if self._client is None:
             raise RuntimeError("the engine is not open: use it inside `async with VllmHttpEngine(...) as engine`")
+        if images is not None:
+            raise ValueError(
+                "engine vllm-http shows no images to the policy; use engine torch for tasks that have them"
+            )
         if rollouts_per_prompt < 1:
             raise ValueError(f"rollouts_per_prompt must be >= 1, got {rollouts_per_prompt}")
         finished: dict[int, EngineResult] = {}
@@ -167,14 +179,22 @@ class _Work:
         try:
             async with _task_group() as group:
                 watch = group.create_task(server.watch())
-                await asyncio.wait([group.create_task(self._sample(server, index)) for index in indices])
+                # All of them first, so that a prompt that cannot be answered costs no response to another.
+                encoded = await asyncio.gather(
+                    *(server.encode(self.prompts[index], self.sampling) for index in indices)
+                )
+                sampling = [
+                    group.create_task(self._sample(server, index, token_ids))
+                    for index, token_ids in zip(indices, encoded, strict=True)
+                ]
+                await asyncio.wait(sampling)
                 watch.cancel()
         except EngineAwayError as error:
             server.note_away(error)
 
-    async def _sample(self, server: VllmServer, index: int) -> None:
+    async def _sample(self, server: VllmServer, index: int, token_ids: list[int]) -> None:
         self.finished[index] = await server.sample(
-            self.prompts[index],
+            token_ids,
             rollouts=self.rollouts,
             sampling=self.sampling,
             seed=seed_of(self.sampling, index),

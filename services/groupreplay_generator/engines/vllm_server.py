@@ -110,21 +110,30 @@ class VllmServer:
             async with self._updating:
                 await self._label()
 
+    async def encode(self, prompt: str, sampling: Sampling) -> list[int]:
+        """Return the tokens of a prompt.
+
+        Raises:
+            ValueError: it is empty, or leaves no room for the response.
+            EngineAwayError: the server does not answer.
+        """
+        answer = await self._ask("POST", "/tokenize", json={"model": self._model, "prompt": prompt})
+        token_ids: list[int] = self._field(answer, "tokens")
+        check_prompt(prompt, len(token_ids), sampling, self._field(answer, "max_model_len"))
+        return token_ids
+
     async def sample(
-        self, prompt: str, *, rollouts: int, sampling: Sampling, seed: int | None, salt: str
+        self, token_ids: list[int], *, rollouts: int, sampling: Sampling, seed: int | None, salt: str
     ) -> EngineResult:
-        """Sample the responses to one prompt.
+        """Sample the responses to the tokens of one prompt.
 
         Args:
             salt: as of `Weights.salt`.
 
         Raises:
-            ValueError: the prompt cannot be answered, or the server refuses the sampling.
+            ValueError: the server refuses the sampling.
             EngineAwayError: the server does not answer, gave up, or sampled with weights that nobody knows.
         """
-        read = await self._ask("POST", "/tokenize", json={"model": self._model, "prompt": prompt})
-        token_ids = self._field(read, "tokens")
-        check_prompt(prompt, len(token_ids), sampling, self._field(read, "max_model_len"))
         parameters = {
             "n": rollouts_to_ask(sampling, rollouts),
             "max_tokens": sampling.max_response_tokens,
