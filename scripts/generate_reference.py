@@ -6,13 +6,13 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_type_hints
 
 from groupreplay.errors import ERRORS, GroupReplayError
-from groupreplay_cli import COMMANDS, PREFIX
+from groupreplay_cli import COMMANDS, variable_of
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs/reference"
 
@@ -41,15 +41,35 @@ def _first_line(cls: type[GroupReplayError]) -> str:
     return (cls.__doc__ or "").splitlines()[0]
 
 
+_SETTINGS_HEAD = """Each is a flag, an environment variable, or a line of a TOML file. An unknown one is refused.
+A flag beats a variable, a variable beats the file.
+
+The file is given with `--config run.toml` and has a section for each command; `--optimizer.lr` is `lr` in its section
+`[train.optimizer]`, `--batch-size` is `batch_size` in `[train]`:
+
+```toml
+[train]
+algorithm = "popo"
+batch_size = 64
+
+[train.optimizer]
+lr = 1e-4
+schedule = "cosine"
+
+[generate]
+task = "addition"
+```"""
+
+
 def settings_page() -> str:
     """Return the page of all settings of all commands."""
-    lines = ["# Settings", "", "Each is a flag, or an environment variable. An unknown one of either is refused.", ""]
+    lines = ["# Settings", "", _SETTINGS_HEAD, ""]
     for name, command in COMMANDS.items():
         module, _, attribute = command.settings.partition(":")
         settings = getattr(import_module(module), attribute)
         lines += [f"## groupreplay {name}", "", "| flag | variable | default | meaning |", "|---|---|---|---|"]
         lines += [
-            f"| `--{field.replace('_', '-')}` | `{PREFIX}{name.upper()}_{field.upper()}` | {default} | {meaning} |"
+            f"| `--{field.replace('_', '-')}` | `{variable_of(name, field)}` | {default} | {meaning} |"
             for field, default, meaning in _described_fields(settings)
         ]
         lines.append("")
@@ -65,7 +85,12 @@ def _described_fields(settings: type[Any]) -> Iterator[tuple[str, str, str]]:
         if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
             assert isinstance(statement.target, ast.Name)
             meanings[statement.target.id] = " ".join(ast.literal_eval(following.value).split())
+    types = get_type_hints(settings)
     for field in fields(settings):
+        if is_dataclass(types[field.name]):
+            section = _described_fields(cast(type[Any], types[field.name]))
+            yield from ((f"{field.name}.{name}", default, meaning) for name, default, meaning in section)
+            continue
         default = "" if field.default is MISSING or field.default in (None, "") else f"`{field.default}`"
         yield field.name, default, meanings[field.name].replace("|", "\\|")
 

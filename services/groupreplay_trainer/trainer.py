@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from dataclasses import replace
-from typing import Final
 
 import torch
 
@@ -31,20 +30,17 @@ from groupreplay_trainer.checkpoint import (
     TrainingState,
     TrainingStateError,
 )
-from groupreplay_trainer.collate import TrainingBatch, collate
+from groupreplay_trainer.collate import MinibatchUnit, TrainingBatch, collate
 from groupreplay_trainer.diagnostics import group_feedback
-from groupreplay_trainer.loss import LossConfig, Objective
 from groupreplay_trainer.policy_model import PolicyModel, load_policy_model
 from groupreplay_trainer.publish import WeightsFolder
 from groupreplay_trainer.run_folder import RunFolder
+from groupreplay_trainer.sections import OptimizerSettings
 from groupreplay_trainer.service_calls import ServiceCalls, StopRequestedError
-from groupreplay_trainer.settings import Algorithm, TrainerSettings
+from groupreplay_trainer.settings import TrainerSettings
 from groupreplay_trainer.step_log import GROUP_LOG, TRAIN_LOG, StepLog
 from groupreplay_trainer.step_record import diagnose, group_record, summary, train_record
 from groupreplay_trainer.update import PolicyUpdater, UpdateReport, UpdateSettings
-
-_OBJECTIVES: Final[dict[Algorithm, Objective]] = {"popo": Objective.DECOUPLED, "popo-mu": Objective.COUPLED}
-"""Every other algorithm has behaviour weight 1."""
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +60,7 @@ def run_trainer(settings: TrainerSettings, *, stop: threading.Event) -> None:
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    model = load_policy_model(settings.model)
+    model = load_policy_model(settings.model.path)
     with RunFolder(settings.run_dir) as folder, Client(settings.server, timeout_s=settings.call_timeout_s) as client:
         Trainer(settings, client=client, model=model, folder=folder, stop=stop).run()
 
@@ -92,7 +88,7 @@ class Trainer:
         """
         self._settings = settings
         self._model = model
-        self._optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        self._optimizer = adamw(model, settings.optimizer)
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._calls = ServiceCalls(client, settings=settings, stop=stop)
         self._checkpoints = CheckpointFolder(folder.checkpoints)
@@ -159,7 +155,7 @@ class Trainer:
                 "run_dir, or put the checkpoint back"
             )
         self._save(self._progress)
-        _log.info("a new run: policy version 0 is %s", self._settings.model)
+        _log.info("a new run: policy version 0 is %s", self._settings.model.path)
 
     def _train_step(self, step: int) -> None:
         """Take a batch, train on it, and make that durable; then tell the service."""
@@ -211,13 +207,19 @@ class Trainer:
         rollouts = collate(
             batch,
             pad_token_id=self._model.pad_token_id,
-            estimator=AdvantageEstimator(self._settings.advantages),
+            estimator=AdvantageEstimator(self._settings.loss.advantages),
             max_tokens=self._model.max_tokens,
         )
         if not rollouts.trained_tokens:
             _log.warning("the loss masks of batch %s leave out every token: no update", batch.lease_id)
             return None, rollouts
+        self._set_learning_rate(self._progress.step + 1)
         return self._updater.update(rollouts), rollouts
+
+    def _set_learning_rate(self, step: int) -> None:
+        settings = self._settings
+        for group in self._optimizer.param_groups:
+            group["lr"] = settings.optimizer.lr_at(step, steps=settings.steps)
 
     def _complete_step(self, clock: Policy) -> None:
         """Commit, publish and announce the newest checkpoint; what was done before changes nothing.
@@ -305,26 +307,27 @@ class Trainer:
         self._calls.keep_lease(self._progress.step + 1)
 
 
-def update_settings(settings: TrainerSettings) -> UpdateSettings:
-    """Return what the settings mean for the update.
+def adamw(model: PolicyModel, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """Return the optimizer of a model."""
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
 
-    Raises:
-        ValueError: a setting of the loss is out of range.
-    """
-    preset = LossConfig.robust() if settings.preset == "robust" else LossConfig.faithful()
+
+def update_settings(settings: TrainerSettings) -> UpdateSettings:
+    """Return what the settings mean for the update."""
     return UpdateSettings(
-        loss=replace(
-            preset,
-            objective=_OBJECTIVES.get(settings.algorithm, Objective.PROXIMAL),
-            clip_low=settings.clip_low,
-            clip_high=settings.clip_high,
-            dual_clip=settings.dual_clip,
-        ),
-        temperature=settings.temperature,
-        minibatches=settings.minibatches,
-        max_rollouts_at_once=settings.max_rollouts_at_once,
-        max_grad_norm=settings.max_grad_norm,
-        entropy_coefficient=settings.entropy_coefficient,
+        loss=settings.loss_config(),
+        temperature=settings.loss.temperature,
+        minibatches=settings.optimizer.minibatches,
+        minibatch_unit=MinibatchUnit(settings.optimizer.minibatch_unit),
+        max_rollouts_at_once=settings.memory.max_rollouts_at_once,
+        max_grad_norm=settings.optimizer.max_grad_norm,
+        entropy_coefficient=settings.loss.entropy_coefficient,
     )
 
 

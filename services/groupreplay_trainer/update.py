@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from groupreplay_trainer.collate import TrainingBatch, split_microbatches, split_minibatches
+from groupreplay_trainer.collate import MinibatchUnit, TrainingBatch, split_microbatches, split_minibatches
 from groupreplay_trainer.diagnostics import TokenTally
 from groupreplay_trainer.loss import LossConfig, decoupled_loss, entropy_bonus
 from groupreplay_trainer.policy_model import PolicyModel, TokenScores
@@ -30,6 +30,7 @@ class UpdateSettings:
     """The one that the responses were sampled at, > 0."""
     minibatches: int
     """Optimizer updates for each batch."""
+    minibatch_unit: MinibatchUnit = MinibatchUnit.GROUP
     max_rollouts_at_once: int
     """Rollouts in one forward pass; gradients of a minibatch add up over several."""
     max_grad_norm: float
@@ -90,7 +91,10 @@ class PolicyUpdater:
             raise ValueError("the loss masks leave out every token of the batch; there is nothing to train on")
         proximal = self._proximal_scores(batch)
         minibatches = split_minibatches(
-            batch.group_index_B, count=self._settings.minibatches, generator=self._generator
+            batch.group_index_B,
+            count=self._settings.minibatches,
+            generator=self._generator,
+            unit=self._settings.minibatch_unit,
         )
         denominator = batch.trained_tokens / len(minibatches)
         fresh, replay = TokenTally(), TokenTally()

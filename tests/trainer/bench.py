@@ -43,7 +43,7 @@ class Bench:
         return await asyncio.to_thread(self._train, replace(self.settings, **changes), client, model)
 
     def _train(self, settings: TrainerSettings, client_class: type[Client], model_class: type[TinyLMPolicy]) -> Trainer:
-        model = model_class(load_checkpoint(settings.model))
+        model = model_class(load_checkpoint(settings.model.path))
         with (
             RunFolder(settings.run_dir) as folder,
             client_class(settings.server, timeout_s=settings.call_timeout_s) as client,

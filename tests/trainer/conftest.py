@@ -13,6 +13,7 @@ from groupreplay import AsyncClient, Batch, DeliveredGroup, GroupSource, Rollout
 from groupreplay_server.app import RunningServer
 from groupreplay_tinylm import CharTokenizer, TinyLM, TinyLMConfig
 from groupreplay_trainer.policy_model import TinyLMPolicy
+from groupreplay_trainer.sections import ModelSettings, OptimizerSettings
 from groupreplay_trainer.settings import TrainerSettings
 
 MakeGroup = Callable[..., DeliveredGroup]
@@ -129,11 +130,10 @@ def bench(
         run=RUN,
         table=TABLE,
         run_dir=tmp_path / "run",
-        model=str(tmp_path / "start.safetensors"),
+        model=ModelSettings(path=str(tmp_path / "start.safetensors")),
         steps=2,
         batch_size=2,
-        minibatches=2,
-        lr=1e-2,
+        optimizer=OptimizerSettings(minibatches=2, lr=1e-2),
     )
     bench = Bench(settings, client, fresh_groups)
     yield bench

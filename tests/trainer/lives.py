@@ -17,6 +17,7 @@ import torch
 
 from groupreplay import Client
 from groupreplay_trainer.command import train
+from groupreplay_trainer.sections import ModelSettings, OptimizerSettings
 from groupreplay_trainer.settings import TrainerSettings
 
 LASTING: tuple[tuple[Any, str], ...] = (
@@ -50,7 +51,12 @@ def live(request: dict[str, Any]) -> NoReturn:
     """Train until killed or done, and end the process."""
     signal_before(request["at"], signal.Signals[request["signal"]])
     settings = request["settings"]
-    os._exit(train(TrainerSettings(**(settings | {"run_dir": Path(settings["run_dir"])}))))
+    typed = {
+        "run_dir": Path(settings["run_dir"]),
+        "model": ModelSettings(**settings["model"]),
+        "optimizer": OptimizerSettings(**settings["optimizer"]),
+    }
+    os._exit(train(TrainerSettings(**(settings | typed))))
 
 
 def main() -> None:

@@ -62,11 +62,10 @@ def settings(server: RunningServer, model: TinyLMPolicy, tmp_path: Path) -> Call
         "server": server.grpc_address,
         "run": run,
         "run_dir": str(tmp_path / run),
-        "model": str(tmp_path / "start.safetensors"),
+        "model": {"path": str(tmp_path / "start.safetensors")},
         "steps": STEPS,
         "batch_size": BATCH_SIZE,
-        "minibatches": 2,
-        "lr": 1e-2,
+        "optimizer": {"minibatches": 2, "lr": 1e-2},
         "threads": 1,
     }
 
