@@ -32,7 +32,7 @@ from groupreplay_trainer.checkpoint import (
 )
 from groupreplay_trainer.collate import MinibatchUnit, TrainingBatch, collate
 from groupreplay_trainer.diagnostics import group_feedback
-from groupreplay_trainer.policy_model import PolicyModel, load_policy_model
+from groupreplay_trainer.policy_model import ModelOptions, PolicyModel, load_policy_model
 from groupreplay_trainer.publish import WeightsFolder
 from groupreplay_trainer.run_folder import RunFolder
 from groupreplay_trainer.sections import OptimizerSettings
@@ -56,13 +56,16 @@ def run_trainer(settings: TrainerSettings, *, stop: threading.Event) -> None:
         RunFolderBusyError: another trainer works in the run folder.
         TrainingConflictError: the service's record of the run does not fit the run folder.
         FileNotFoundError, ValueError: the model cannot be loaded, or a group cannot be trained on.
+        ModuleNotFoundError: it is a Hugging Face model, and transformers is not installed.
+        TrainingMemoryError: a pass does not fit into memory.
         GroupReplayError: the service refused a call, and would again.
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    model = load_policy_model(settings.model.path)
+    model = load_policy_model(settings.model.path, model_options(settings))
+    reference = load_reference(settings)
     with RunFolder(settings.run_dir) as folder, Client(settings.server, timeout_s=settings.call_timeout_s) as client:
-        Trainer(settings, client=client, model=model, folder=folder, stop=stop).run()
+        Trainer(settings, client=client, model=model, reference=reference, folder=folder, stop=stop).run()
 
 
 class Trainer:
@@ -76,6 +79,7 @@ class Trainer:
         model: PolicyModel,
         folder: RunFolder,
         stop: threading.Event,
+        reference: PolicyModel | None = None,
     ) -> None:
         """Wire the parts; reads and calls nothing.
 
@@ -85,6 +89,7 @@ class Trainer:
             model: the weights a new run starts from; changed in place.
             folder: locked by the caller.
             stop: set it, and `run` returns soon.
+            reference: the policy that loss.kl_coefficient keeps the model near; needed where that is above 0.
         """
         self._settings = settings
         self._model = model
@@ -100,6 +105,7 @@ class Trainer:
             self._optimizer,
             settings=update_settings(settings),
             generator=self._generator,
+            reference=reference,
             on_progress=self._on_progress,
         )
 
@@ -209,6 +215,7 @@ class Trainer:
             pad_token_id=self._model.pad_token_id,
             estimator=AdvantageEstimator(self._settings.loss.advantages),
             max_tokens=self._model.max_tokens,
+            vocab_size=self._model.vocab_size,
         )
         if not rollouts.trained_tokens:
             _log.warning("the loss masks of batch %s leave out every token: no update", batch.lease_id)
@@ -307,6 +314,31 @@ class Trainer:
         self._calls.keep_lease(self._progress.step + 1)
 
 
+def model_options(settings: TrainerSettings) -> ModelOptions:
+    """Return what the settings mean for the model."""
+    return ModelOptions(
+        dtype=settings.model.dtype,
+        device=settings.model.device,
+        attention=settings.model.attention,
+        activation_checkpointing=settings.memory.activation_checkpointing,
+        packing=settings.memory.packing,
+    )
+
+
+def load_reference(settings: TrainerSettings) -> PolicyModel | None:
+    """Return the reference policy, frozen; None where the loss needs none.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be loaded.
+    """
+    if not settings.loss.kl_coefficient:
+        return None
+    reference = load_policy_model(settings.loss.reference or settings.model.path, model_options(settings))
+    for parameter in reference.parameters():
+        parameter.requires_grad_(False)
+    return reference
+
+
 def adamw(model: PolicyModel, settings: OptimizerSettings) -> torch.optim.AdamW:
     """Return the optimizer of a model."""
     return torch.optim.AdamW(
@@ -325,9 +357,11 @@ def update_settings(settings: TrainerSettings) -> UpdateSettings:
         temperature=settings.loss.temperature,
         minibatches=settings.optimizer.minibatches,
         minibatch_unit=MinibatchUnit(settings.optimizer.minibatch_unit),
+        tokens_at_once=settings.memory.tokens_at_once,
         max_rollouts_at_once=settings.memory.max_rollouts_at_once,
         max_grad_norm=settings.optimizer.max_grad_norm,
         entropy_coefficient=settings.loss.entropy_coefficient,
+        kl_coefficient=settings.loss.kl_coefficient,
     )
 
 

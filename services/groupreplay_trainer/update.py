@@ -5,7 +5,8 @@ Shape legend: B rollouts of the batch, N of a minibatch, T tokens.
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 
 from groupreplay_trainer.collate import MinibatchUnit, TrainingBatch, split_microbatches, split_minibatches
 from groupreplay_trainer.diagnostics import TokenTally
-from groupreplay_trainer.loss import LossConfig, decoupled_loss, entropy_bonus
+from groupreplay_trainer.loss import LossConfig, decoupled_loss, entropy_bonus, kl_to_reference
 from groupreplay_trainer.policy_model import PolicyModel, TokenScores
 
 _log = logging.getLogger(__name__)
@@ -31,10 +32,18 @@ class UpdateSettings:
     minibatches: int
     """Optimizer updates for each batch."""
     minibatch_unit: MinibatchUnit = MinibatchUnit.GROUP
-    max_rollouts_at_once: int
-    """Rollouts in one forward pass; gradients of a minibatch add up over several."""
+    tokens_at_once: int
+    """Tokens in one forward pass, padding included; gradients of a minibatch add up over several."""
+    max_rollouts_at_once: int | None = None
+    """Rollouts in one forward pass; None = any number."""
     max_grad_norm: float
     entropy_coefficient: float
+    kl_coefficient: float = 0.0
+    """Weight of the KL to the reference policy."""
+
+
+class TrainingMemoryError(RuntimeError):
+    """A forward or backward pass does not fit into memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,7 +51,7 @@ class UpdateReport:
     """What an update did. Losses and norms: one for each optimizer update made."""
 
     proximal: TokenScores
-    """Of the whole batch, under the weights before the update."""
+    """Of the trained tokens of the batch, under the weights before the update."""
     losses: tuple[float, ...]
     grad_norms: tuple[float, ...]
     """Before clipping."""
@@ -50,6 +59,8 @@ class UpdateReport:
     """Updates left out because their gradient was not finite."""
     fresh: TokenTally
     replay: TokenTally
+    reference_kl: float | None = None
+    """Token-mean k3 estimate of KL(proximal || reference), nats; None without a reference."""
 
 
 class PolicyUpdater:
@@ -62,6 +73,7 @@ class PolicyUpdater:
         *,
         settings: UpdateSettings,
         generator: torch.Generator,
+        reference: PolicyModel | None = None,
         on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         """Wrap a model and its optimizer.
@@ -70,12 +82,21 @@ class PolicyUpdater:
             model, optimizer: changed in place.
             settings: see UpdateSettings.
             generator: shuffles the minibatches.
+            reference: the policy that `kl_coefficient` keeps the model near; not changed.
             on_progress: called before every forward pass; what it raises ends the update, with the model half-updated.
+
+        Raises:
+            ValueError: a reference without a coefficient, or the other way round.
         """
+        if (reference is None) != (settings.kl_coefficient == 0):
+            raise ValueError(
+                f"kl_coefficient {settings.kl_coefficient} and a reference policy go together: give both or neither"
+            )
         self._model = model
         self._optimizer = optimizer
         self._settings = settings
         self._generator = generator
+        self._reference = reference
         self._on_progress = on_progress
 
     def update(self, batch: TrainingBatch) -> UpdateReport:
@@ -86,10 +107,12 @@ class PolicyUpdater:
 
         Raises:
             ValueError: no token of the batch is to be trained on.
+            TrainingMemoryError: a pass does not fit into memory; the model may be half-updated.
         """
         if not batch.trained_tokens:
             raise ValueError("the loss masks leave out every token of the batch; there is nothing to train on")
-        proximal = self._proximal_scores(batch)
+        proximal = self._scores(self._model, batch)
+        reference = None if self._reference is None else self._scores(self._reference, batch).logprobs_BT
         minibatches = split_minibatches(
             batch.group_index_B,
             count=self._settings.minibatches,
@@ -104,6 +127,7 @@ class PolicyUpdater:
                 batch,
                 minibatch_N,
                 proximal_logprobs_BT=proximal.logprobs_BT,
+                reference_logprobs_BT=reference,
                 denominator=denominator,
                 fresh=fresh,
                 replay=replay,
@@ -119,19 +143,21 @@ class PolicyUpdater:
             skipped=len(minibatches) - len(grad_norms),
             fresh=fresh,
             replay=replay,
+            reference_kl=_token_mean_kl(batch, proximal.logprobs_BT, reference),
         )
 
     @torch.no_grad()
-    def _proximal_scores(self, batch: TrainingBatch) -> TokenScores:
-        """Return the scores of the whole batch under the weights as they are; 0 at padding."""
+    def _scores(self, model: PolicyModel, batch: TrainingBatch) -> TokenScores:
+        """Return a model's scores of the trained tokens of the batch under the weights as they are; 0 elsewhere."""
         logprobs_BT = torch.zeros_like(batch.behaviour_logprobs_BT)
         entropy_BT = torch.zeros_like(logprobs_BT)
         for rows_N in self._microbatches(batch, torch.arange(len(batch))):
             piece = batch.select(rows_N)
-            scores = self._score(piece)
+            with _memory_explained(piece):
+                scores = self._score(model, piece)
             width = piece.token_ids_BT.shape[1]
-            logprobs_BT[rows_N, :width] = scores.logprobs_BT.masked_fill(~piece.attention_mask_BT, 0.0)
-            entropy_BT[rows_N, :width] = scores.entropy_BT.masked_fill(~piece.attention_mask_BT, 0.0)
+            logprobs_BT[rows_N, :width] = scores.logprobs_BT.masked_fill(~piece.response_mask_BT, 0.0)
+            entropy_BT[rows_N, :width] = scores.entropy_BT.masked_fill(~piece.response_mask_BT, 0.0)
         return TokenScores(logprobs_BT=logprobs_BT, entropy_BT=entropy_BT)
 
     def _accumulate(
@@ -140,6 +166,7 @@ class PolicyUpdater:
         minibatch_N: Tensor,
         *,
         proximal_logprobs_BT: Tensor,
+        reference_logprobs_BT: Tensor | None,
         denominator: float,
         fresh: TokenTally,
         replay: TokenTally,
@@ -148,25 +175,39 @@ class PolicyUpdater:
         total = 0.0
         for rows_N in self._microbatches(batch, minibatch_N):
             piece = batch.select(rows_N)
-            scores = self._score(piece)
-            mask_NT = piece.response_mask_BT
-            loss, metrics = decoupled_loss(
-                scores.logprobs_BT,
-                proximal_logprobs_BT[rows_N, : mask_NT.shape[1]],
-                piece.behaviour_logprobs_BT,
-                piece.advantages_B,
-                mask_NT,
-                config=self._settings.loss,
-                denominator=denominator,
-            )
-            if self._settings.entropy_coefficient:
-                bonus = entropy_bonus(scores.entropy_BT, mask_NT, denominator=denominator)
-                loss = loss - self._settings.entropy_coefficient * bonus
-            loss.backward()  # type: ignore[no-untyped-call]
+            width = piece.token_ids_BT.shape[1]
+            with _memory_explained(piece):
+                scores = self._score(self._model, piece)
+                loss, metrics = decoupled_loss(
+                    scores.logprobs_BT,
+                    proximal_logprobs_BT[rows_N, :width],
+                    piece.behaviour_logprobs_BT,
+                    piece.advantages_B,
+                    piece.response_mask_BT,
+                    config=self._settings.loss,
+                    denominator=denominator,
+                )
+                if reference_logprobs_BT is not None:
+                    reference_NT = reference_logprobs_BT[rows_N, :width]
+                    loss = loss + self._kl_penalty(scores, reference_NT, piece, denominator=denominator)
+                loss = loss - self._entropy_bonus(scores, piece, denominator=denominator)
+                loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
             fresh.add(metrics, ~piece.is_replay_B)
             replay.add(metrics, piece.is_replay_B)
         return total
+
+    def _kl_penalty(
+        self, scores: TokenScores, reference_NT: Tensor, piece: TrainingBatch, *, denominator: float
+    ) -> Tensor:
+        kl = kl_to_reference(scores.logprobs_BT, reference_NT, piece.response_mask_BT, denominator=denominator)
+        return self._settings.kl_coefficient * kl
+
+    def _entropy_bonus(self, scores: TokenScores, piece: TrainingBatch, *, denominator: float) -> Tensor | float:
+        coefficient = self._settings.entropy_coefficient
+        if not coefficient:
+            return 0.0
+        return coefficient * entropy_bonus(scores.entropy_BT, piece.response_mask_BT, denominator=denominator)
 
     def _apply_gradient(self) -> float:
         """Make one optimizer update, unless the gradient is not finite; return its norm before clipping."""
@@ -179,9 +220,47 @@ class PolicyUpdater:
         self._optimizer.zero_grad()
         return norm
 
-    def _score(self, piece: TrainingBatch) -> TokenScores:
+    def _score(self, model: PolicyModel, piece: TrainingBatch) -> TokenScores:
         self._on_progress()
-        return self._model.score(piece.token_ids_BT, piece.attention_mask_BT, temperature=self._settings.temperature)
+        return model.score(
+            piece.token_ids_BT,
+            piece.attention_mask_BT,
+            piece.response_mask_BT,
+            temperature=self._settings.temperature,
+        )
 
     def _microbatches(self, batch: TrainingBatch, rows_N: Tensor) -> list[Tensor]:
-        return split_microbatches(rows_N, batch.lengths_B, max_rollouts=self._settings.max_rollouts_at_once)
+        return split_microbatches(
+            rows_N,
+            batch.lengths_B,
+            tokens_at_once=self._settings.tokens_at_once,
+            packed=self._model.packs,
+            max_rollouts=self._settings.max_rollouts_at_once,
+        )
+
+
+@contextmanager
+def _memory_explained(piece: TrainingBatch) -> Iterator[None]:
+    """Turn what torch says of memory into what to do about it.
+
+    Raises:
+        TrainingMemoryError: the pass did not fit into memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # The CPU's allocator has no exception of its own.
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        rollouts, width = piece.token_ids_BT.shape
+        raise TrainingMemoryError(
+            f"a pass over {rollouts} rollouts of up to {width} tokens ({int(piece.lengths_B.sum())} without padding) "
+            "does not fit into memory: lower memory.tokens_at_once, turn on memory.activation_checkpointing, or limit "
+            f"the length of responses at the generator ({error})"
+        ) from error
+
+
+def _token_mean_kl(batch: TrainingBatch, proximal_BT: Tensor, reference_BT: Tensor | None) -> float | None:
+    if reference_BT is None:
+        return None
+    return kl_to_reference(proximal_BT, reference_BT, batch.response_mask_BT).item()

@@ -238,12 +238,12 @@ def test_models_that_scale_or_cap_their_logits_are_scored_as_they_are(tmp_path: 
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     common = {name: shape[name] for name in (*names, "num_key_value_heads", "max_position_embeddings")}
     common |= {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "initializer_range": 0.3}
-    config = {
+    configs: dict[str, Callable[[], PreTrainedConfig]] = {
         "gemma2": lambda: Gemma2Config(**common, head_dim=8, final_logit_softcapping=2.0),
         "cohere": lambda: CohereConfig(**common, logit_scale=0.3),
         "granite": lambda: GraniteConfig(**common, logits_scaling=4.0),
-    }[kind]()
-    folder = write_model(tmp_path / "start", config)
+    }
+    folder = write_model(tmp_path / "start", configs[kind]())
     token_ids_BT, mask_BT = make_rows(6)
     # Gemma's soft cap inside attention is known to the eager implementation alone.
     found = load(folder, attention="eager").score(token_ids_BT, mask_BT, temperature=1.0).logprobs_BT[0, 1:]
