@@ -23,12 +23,14 @@ from torch.optim import Optimizer
 from groupreplay import Batch, GroupFeedback
 from groupreplay_trainer.durable_file import remove_leftovers, sync_folder, write_durably
 from groupreplay_trainer.policy_model import PolicyModel
+from groupreplay_trainer.ranks import Ranks, divided_like
 
 FORMAT: Final = "groupreplay.training.v1"
 KEEP: Final = 2
 """Checkpoints kept: the newest, and the one before, for when the newest step's groups went to somebody else."""
 
 _FILE_NAME = re.compile(r"step-(\d{6,})\.safetensors")
+_ALONE: Final = Ranks()
 _log = logging.getLogger(__name__)
 
 
@@ -98,13 +100,24 @@ class TrainingState:
 
     @classmethod
     def capture(
-        cls, progress: Progress, *, model: PolicyModel, optimizer: Optimizer, generator: torch.Generator
+        cls,
+        progress: Progress,
+        *,
+        model: PolicyModel,
+        optimizer: Optimizer,
+        generator: torch.Generator,
+        ranks: Ranks = _ALONE,
     ) -> Self:
-        """Return the state that `restore` brings back. Its tensors are the live ones: save it before training on."""
+        """Return the state that `restore` brings back. Its tensors are the live ones: save it before training on.
+
+        Where weights are divided among ranks all must come here, and the state is whole on the first: it does not
+        depend on how many there are.
+        """
+        moments = optimizer.state_dict()["state"]
         return cls(
             progress=progress,
-            weights=model.weights(),
-            optimizer=optimizer.state_dict()["state"],
+            weights=ranks.whole(model.weights()),
+            optimizer={number: ranks.whole(moments[number]) for number in sorted(moments)},
             generator=generator.get_state(),
         )
 
@@ -117,7 +130,11 @@ class TrainingState:
             ValueError: the weights or moments belong to another model.
         """
         model.load_weights(self.weights)
-        state = {number: dict(moments) for number, moments in self.optimizer.items()}
+        parameters = model.parameters()
+        state = {
+            number: {name: divided_like(parameters[number], moment) for name, moment in moments.items()}
+            for number, moments in self.optimizer.items()
+        }
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         generator.set_state(self.generator)
 

@@ -200,7 +200,7 @@ def split_microbatches(
             width, tokens = length, 0
         sizes[-1] += 1
         tokens += length if packed else width
-    return list(torch.split(by_length_N, sizes))
+    return list(torch.split(by_length_N, sizes)) if sizes else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from groupreplay_trainer.durable_file import write_folder_durably
 from groupreplay_trainer.policy_model import ModelOptions, TokenScores, score_next_tokens
+from groupreplay_trainer.ranks import Ranks, divide, divided_like
 
 try:
     from huggingface_hub import snapshot_download
@@ -207,15 +208,19 @@ class HuggingFacePolicy:
             raise ValueError(f"the weights do not fit a {type(self._model).__name__}: {'; '.join(problems[:5])}")
         with torch.no_grad():
             for name, tensor in own.items():
-                tensor.copy_(weights[name])
+                tensor.copy_(divided_like(tensor, weights[name]))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write a model folder: configuration, generation configuration, tokenizer, weights in the model's dtype."""
-        weights = {
+        published = {
             name: tensor.to("cpu", self._dtype if tensor.is_floating_point() else tensor.dtype)
-            for name, tensor in self.weights().items()
+            for name, tensor in (self.weights() if weights is None else weights).items()
         }
-        write_folder_durably(path, lambda folder: self._write(folder, weights))
+        write_folder_durably(path, lambda folder: self._write(folder, published))
+
+    def divide(self, ranks: Ranks) -> None:
+        """Divide the weights, a layer at a time; layers are gathered, and computed, in the model's dtype."""
+        divide(self._scorer, _layers(self._model), ranks.mesh(self._model.device), dtype=self._dtype)
 
     def _autocast(self, *, enabled: bool) -> torch.autocast:
         return torch.autocast(self._model.device.type, dtype=self._dtype, enabled=enabled)
@@ -373,7 +378,7 @@ def _checkpoint_activations(model: "PreTrainedModel") -> None:
         ValueError: the model cannot.
     """
     model.gradient_checkpointing_enable()
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = _layers(model)
     if not layers:
         raise ValueError(f"a {type(model).__name__} has no layers that activation checkpointing knows; turn it off")
     for layer in layers:
@@ -382,6 +387,10 @@ def _checkpoint_activations(model: "PreTrainedModel") -> None:
         for name, value in vars(layer).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(layer, name, 0.0)
+
+
+def _layers(model: "PreTrainedModel") -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _device(name: str) -> torch.device:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from groupreplay_tinylm import CharTokenizer, TinyLM, builtin_checkpoint, load_checkpoint, save_checkpoint
+from groupreplay_trainer.ranks import Ranks, divide, divided_like
 
 BUILTIN: Final = "builtin:"
 """Prefix of a model that comes with this package: builtin:addition."""
@@ -115,14 +117,22 @@ class PolicyModel(Protocol):
         """Return all weights by name, not copied."""
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over weights that `weights` returned earlier.
+        """Take over weights that `weights` returned earlier; whole ones where the model is divided among ranks.
 
         Raises:
             ValueError: names or shapes do not fit this model.
         """
 
-    def save(self, path: Path) -> None:
-        """Write the weights for inference engines to read, a file or a folder; a reader never sees half of them."""
+    def save(self, path: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write weights for inference engines to read, a file or a folder; a reader never sees half of them.
+
+        Args:
+            path: replaced if it exists.
+            weights: as `weights` returns them, whole; None = the model's own, which are not divided.
+        """
+
+    def divide(self, ranks: Ranks) -> None:
+        """Divide the weights among ranks, in place, before the first score; `parameters` are others from then on."""
 
 
 class TinyLMPolicy:
@@ -182,14 +192,25 @@ class TinyLMPolicy:
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take over weights; ValueError if they do not fit."""
+        own = self._model.state_dict()
+        whole = {name: divided_like(own[name], tensor) if name in own else tensor for name, tensor in weights.items()}
         try:
-            self._model.load_state_dict(dict(weights))
+            self._model.load_state_dict(whole)
         except RuntimeError as error:
             raise ValueError(f"the weights do not fit a TinyLM of {self._model.config}: {error}") from error
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write a TinyLM checkpoint."""
-        save_checkpoint(path, self._model)
+        if weights is None:
+            save_checkpoint(path, self._model)
+            return
+        whole = TinyLM(self._model.config)
+        whole.load_state_dict(dict(weights))
+        save_checkpoint(path, whole)
+
+    def divide(self, ranks: Ranks) -> None:
+        """Divide the weights, a block at a time."""
+        divide(self._model, list(self._model.blocks), ranks.mesh(torch.device("cpu")))
 
 
 def score_tokens(logits_BTV: Tensor, token_ids_BT: Tensor, *, temperature: float) -> TokenScores:

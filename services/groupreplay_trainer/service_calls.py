@@ -24,6 +24,7 @@ from groupreplay import (
     UnknownLeaseError,
 )
 from groupreplay.table_config import FIXED_FIELDS
+from groupreplay_trainer.ranks import Ranks
 from groupreplay_trainer.settings import TrainerSettings
 
 POLL_S: Final = 5.0
@@ -39,6 +40,7 @@ _AWAY = (
 )
 """The service, or its replicas, will come back, and every call may be repeated."""
 
+_ALONE: Final = Ranks()
 _log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
@@ -50,11 +52,14 @@ class StopRequestedError(Exception):
 class ServiceCalls:
     """The calls of one trainer, on its table. While the service is away they wait, until `stop` is set."""
 
-    def __init__(self, client: Client, *, settings: TrainerSettings, stop: threading.Event) -> None:
-        """Wrap an open client."""
+    def __init__(
+        self, client: Client, *, settings: TrainerSettings, stop: threading.Event, ranks: Ranks = _ALONE
+    ) -> None:
+        """Wrap an open client. All ranks must make each call but `release`; the first alone talks to the service."""
         self._client = client
         self._settings = settings
         self._stop = stop
+        self._ranks = ranks
         self._extend_at = 0.0
         self._away = False
 
@@ -124,7 +129,7 @@ class ServiceCalls:
 
     def keep_lease(self, step: int) -> None:
         """Extend the lease of a step if less than half its time is left. Failure is logged: the commit decides."""
-        if time.monotonic() < self._extend_at:
+        if not self._ranks.is_first or time.monotonic() < self._extend_at:
             return
         self._extend_at = time.monotonic() + self._settings.lease_s / 2
         lease_id = self._settings.lease_id(step)
@@ -159,6 +164,8 @@ class ServiceCalls:
 
     def release(self, step: int) -> None:
         """Give the groups of an unfinished step back. One try: the lease ends by itself in any case."""
+        if not self._ranks.is_first:
+            return
         lease_id = self._settings.lease_id(step)
         if self._away:
             # The client would try for call_timeout_s, and whoever stops a trainer waits for it to end.
@@ -175,10 +182,13 @@ class ServiceCalls:
 
     def check_stop(self) -> None:
         """Raise StopRequestedError if the trainer was told to stop."""
-        if self._stop.is_set():
+        if self._ranks.any(self._stop.is_set()):
             raise StopRequestedError
 
     def _patiently(self, what: str, call: Callable[[], ResultT]) -> ResultT:
+        return self._ranks.first(lambda: self._until_answered(what, call))
+
+    def _until_answered(self, what: str, call: Callable[[], ResultT]) -> ResultT:
         """Return what `call` returns, trying again for as long as the service is away."""
         away_since: float | None = None
         report_at = 0.0

@@ -10,7 +10,9 @@ and each changes nothing the second time. Policy version n is the weights after 
 import logging
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import replace
+from typing import Final
 
 import torch
 
@@ -34,6 +36,7 @@ from groupreplay_trainer.collate import MinibatchUnit, TrainingBatch, collate
 from groupreplay_trainer.diagnostics import group_feedback
 from groupreplay_trainer.policy_model import ModelOptions, PolicyModel, load_policy_model
 from groupreplay_trainer.publish import WeightsFolder
+from groupreplay_trainer.ranks import Ranks
 from groupreplay_trainer.run_folder import RunFolder
 from groupreplay_trainer.sections import OptimizerSettings
 from groupreplay_trainer.service_calls import ServiceCalls, StopRequestedError
@@ -42,6 +45,7 @@ from groupreplay_trainer.step_log import GROUP_LOG, TRAIN_LOG, StepLog
 from groupreplay_trainer.step_record import diagnose, group_record, summary, train_record
 from groupreplay_trainer.update import PolicyUpdater, UpdateReport, UpdateSettings
 
+_ALONE: Final = Ranks()
 _log = logging.getLogger(__name__)
 
 
@@ -62,10 +66,18 @@ def run_trainer(settings: TrainerSettings, *, stop: threading.Event) -> None:
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    model = load_policy_model(settings.model.path, model_options(settings))
-    reference = load_reference(settings)
-    with RunFolder(settings.run_dir) as folder, Client(settings.server, timeout_s=settings.call_timeout_s) as client:
-        Trainer(settings, client=client, model=model, reference=reference, folder=folder, stop=stop).run()
+    with Ranks.join() as ranks, ExitStack() as stack:
+        folder = RunFolder(settings.run_dir)
+        ranks.first(lambda: _enter(stack, folder))
+        model, reference = load_policy_model(settings.model.path, model_options(settings)), load_reference(settings)
+        if ranks.size > 1:
+            for divided in filter(None, (model, reference)):
+                divided.divide(ranks)
+        client = stack.enter_context(Client(settings.server, timeout_s=settings.call_timeout_s))
+        trainer = Trainer(
+            settings, client=client, model=model, reference=reference, folder=folder, stop=stop, ranks=ranks
+        )
+        trainer.run()
 
 
 class Trainer:
@@ -80,6 +92,7 @@ class Trainer:
         folder: RunFolder,
         stop: threading.Event,
         reference: PolicyModel | None = None,
+        ranks: Ranks = _ALONE,
     ) -> None:
         """Wire the parts; reads and calls nothing.
 
@@ -90,14 +103,16 @@ class Trainer:
             folder: locked by the caller.
             stop: set it, and `run` returns soon.
             reference: the policy that loss.kl_coefficient keeps the model near; needed where that is above 0.
+            ranks: the processes that train this model together; the model is divided among them already.
         """
         self._settings = settings
+        self._ranks = ranks
         self._model = model
         self._optimizer = adamw(model, settings.optimizer)
         self._generator = torch.Generator().manual_seed(settings.seed)
-        self._calls = ServiceCalls(client, settings=settings, stop=stop)
+        self._calls = ServiceCalls(client, settings=settings, stop=stop, ranks=ranks)
         self._checkpoints = CheckpointFolder(folder.checkpoints)
-        self._weights = WeightsFolder(settings.weights_folder, keep=settings.keep_weights)
+        self._weights = WeightsFolder(settings.weights_folder, keep=settings.keep_weights, ranks=ranks)
         self._step_log = StepLog(folder.path)
         self._progress = Progress(run=settings.run, table=settings.table, step=0, lease_id="")
         self._updater = PolicyUpdater(
@@ -106,6 +121,7 @@ class Trainer:
             settings=update_settings(settings),
             generator=self._generator,
             reference=reference,
+            ranks=ranks,
             on_progress=self._on_progress,
         )
 
@@ -116,7 +132,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the last step, or until told to stop. See `run_trainer` for what it raises."""
-        self._checkpoints.prepare()
+        self._ranks.first(self._checkpoints.prepare)
         self._weights.prepare()
         try:
             self._calls.create_table()
@@ -130,7 +146,7 @@ class Trainer:
 
     def _resume(self) -> None:
         """Load the newest checkpoint, or begin with one of step 0, and complete its transaction."""
-        state = self._checkpoints.load_newest()
+        state = self._load_newest()
         if state is not None:
             self._take_over(state)
             _log.info("continuing after step %d", self._progress.step)
@@ -141,6 +157,18 @@ class Trainer:
         if clock.version > step:
             clock = self._rewind(clock)
         self._complete_step(clock)
+
+    def _load_newest(self) -> TrainingState | None:
+        """Return the newest checkpoint that the first rank can read; the others read the same one."""
+        state = None
+
+        def newest_step() -> int | None:
+            nonlocal state
+            state = self._checkpoints.load_newest()
+            return None if state is None else state.progress.step
+
+        step = self._ranks.first(newest_step)
+        return state if self._ranks.is_first or step is None else self._checkpoints.load(step)
 
     def _rewind(self, clock: Policy) -> Policy:
         """Move the run's policy clock back to the newest checkpoint, where the settings allow it."""
@@ -155,7 +183,7 @@ class Trainer:
         return self._calls.rewind_policy(self._weights.publish(self._model, run=settings.run, version=step), step=step)
 
     def _begin(self) -> None:
-        if not self._step_log.is_empty():
+        if not self._ranks.first(self._step_log.is_empty):
             raise TrainingConflictError(
                 f"{self._settings.run_dir} has the log of a run but no readable checkpoint; give a new run another "
                 "run_dir, or put the checkpoint back"
@@ -180,7 +208,8 @@ class Trainer:
                 waiting_s=waiting_s,
                 training_s=time.monotonic() - started - waiting_s,
             )
-            lengths = self._step_log.append({TRAIN_LOG: line, GROUP_LOG: group_record(step, batch)})
+            records = {TRAIN_LOG: line, GROUP_LOG: group_record(step, batch)}
+            lengths = self._ranks.first(lambda: self._step_log.append(records))
             found = group_feedback(batch, rollouts, report.proximal.logprobs_BT) if report and rollouts else ()
             self._save(
                 replace(
@@ -288,7 +317,7 @@ class Trainer:
                 f"step {step} must be undone, because its groups are no longer this trainer's, but the checkpoint "
                 f"before is missing: {error}. Put it back, or start a new run"
             ) from error
-        self._checkpoints.drop(step)
+        self._ranks.first(lambda: self._checkpoints.drop(step))
         self._take_over(state)
         _log.error("step %d was undone, so that no group is trained twice; going on after step %d", step, step - 1)
 
@@ -300,18 +329,23 @@ class Trainer:
                 f"table {settings.table!r}; give each run its own run_dir"
             )
         state.restore(model=self._model, optimizer=self._optimizer, generator=self._generator)
-        self._step_log.cut(progress.log_lengths)
+        self._ranks.first(lambda: self._step_log.cut(progress.log_lengths))
         self._progress = progress
 
     def _save(self, progress: Progress) -> None:
-        self._checkpoints.save(
-            TrainingState.capture(progress, model=self._model, optimizer=self._optimizer, generator=self._generator)
+        state = TrainingState.capture(
+            progress, model=self._model, optimizer=self._optimizer, generator=self._generator, ranks=self._ranks
         )
+        self._ranks.first(lambda: self._checkpoints.save(state))
         self._progress = progress
 
     def _on_progress(self) -> None:
         self._calls.check_stop()
         self._calls.keep_lease(self._progress.step + 1)
+
+
+def _enter(stack: ExitStack, folder: RunFolder) -> None:
+    stack.enter_context(folder)
 
 
 def model_options(settings: TrainerSettings) -> ModelOptions:

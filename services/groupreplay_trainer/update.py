@@ -7,7 +7,8 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ from groupreplay_trainer.collate import MinibatchUnit, TrainingBatch, split_micr
 from groupreplay_trainer.diagnostics import TokenTally
 from groupreplay_trainer.loss import LossConfig, decoupled_loss, entropy_bonus, kl_to_reference
 from groupreplay_trainer.policy_model import PolicyModel, TokenScores
+from groupreplay_trainer.ranks import Ranks, split_shares, whole_norm
 
+_ALONE: Final = Ranks()
 _log = logging.getLogger(__name__)
 
 
@@ -74,6 +77,7 @@ class PolicyUpdater:
         settings: UpdateSettings,
         generator: torch.Generator,
         reference: PolicyModel | None = None,
+        ranks: Ranks = _ALONE,
         on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         """Wrap a model and its optimizer.
@@ -83,6 +87,7 @@ class PolicyUpdater:
             settings: see UpdateSettings.
             generator: shuffles the minibatches.
             reference: the policy that `kl_coefficient` keeps the model near; not changed.
+            ranks: who shares the work. All must make the same calls with the same batch, and get the same report.
             on_progress: called before every forward pass; what it raises ends the update, with the model half-updated.
 
         Raises:
@@ -97,6 +102,7 @@ class PolicyUpdater:
         self._settings = settings
         self._generator = generator
         self._reference = reference
+        self._ranks = ranks
         self._on_progress = on_progress
 
     def update(self, batch: TrainingBatch) -> UpdateReport:
@@ -141,8 +147,8 @@ class PolicyUpdater:
             losses=tuple(losses),
             grad_norms=tuple(grad_norms),
             skipped=len(minibatches) - len(grad_norms),
-            fresh=fresh,
-            replay=replay,
+            fresh=self._total(fresh),
+            replay=self._total(replay),
             reference_kl=_token_mean_kl(batch, proximal.logprobs_BT, reference),
         )
 
@@ -152,13 +158,16 @@ class PolicyUpdater:
         logprobs_BT = torch.zeros_like(batch.behaviour_logprobs_BT)
         entropy_BT = torch.zeros_like(logprobs_BT)
         for rows_N in self._microbatches(batch, torch.arange(len(batch))):
+            if not len(rows_N):
+                self._score(model, _shortest(batch))
+                continue
             piece = batch.select(rows_N)
             with _memory_explained(piece):
                 scores = self._score(model, piece)
             width = piece.token_ids_BT.shape[1]
             logprobs_BT[rows_N, :width] = scores.logprobs_BT.masked_fill(~piece.response_mask_BT, 0.0)
             entropy_BT[rows_N, :width] = scores.entropy_BT.masked_fill(~piece.response_mask_BT, 0.0)
-        return TokenScores(logprobs_BT=logprobs_BT, entropy_BT=entropy_BT)
+        return TokenScores(logprobs_BT=self._ranks.sum(logprobs_BT), entropy_BT=self._ranks.sum(entropy_BT))
 
     def _accumulate(
         self,
@@ -174,6 +183,10 @@ class PolicyUpdater:
         """Add the gradient of one minibatch to the parameters' and return its loss."""
         total = 0.0
         for rows_N in self._microbatches(batch, minibatch_N):
+            if not len(rows_N):
+                nothing = 0.0 * self._score(self._model, _shortest(batch)).logprobs_BT.sum()
+                nothing.backward()  # type: ignore[no-untyped-call]
+                continue
             piece = batch.select(rows_N)
             width = piece.token_ids_BT.shape[1]
             with _memory_explained(piece):
@@ -195,7 +208,7 @@ class PolicyUpdater:
             total += loss.item()
             fresh.add(metrics, ~piece.is_replay_B)
             replay.add(metrics, piece.is_replay_B)
-        return total
+        return self._ranks.sum(torch.tensor(total, dtype=torch.float64)).item()
 
     def _kl_penalty(
         self, scores: TokenScores, reference_NT: Tensor, piece: TrainingBatch, *, denominator: float
@@ -211,7 +224,7 @@ class PolicyUpdater:
 
     def _apply_gradient(self) -> float:
         """Make one optimizer update, unless the gradient is not finite; return its norm before clipping."""
-        norm = clip_grad_norm_(self._model.parameters(), self._settings.max_grad_norm).item()
+        norm = whole_norm(clip_grad_norm_(self._model.parameters(), self._settings.max_grad_norm))
         if math.isfinite(norm):
             self._optimizer.step()
         else:
@@ -230,13 +243,31 @@ class PolicyUpdater:
         )
 
     def _microbatches(self, batch: TrainingBatch, rows_N: Tensor) -> list[Tensor]:
-        return split_microbatches(
-            rows_N,
-            batch.lengths_B,
-            tokens_at_once=self._settings.tokens_at_once,
-            packed=self._model.packs,
-            max_rollouts=self._settings.max_rollouts_at_once,
-        )
+        """Return this rank's share of the rows in pieces, as many as any rank has; what it has less is empty."""
+        shares = [
+            split_microbatches(
+                share_N,
+                batch.lengths_B,
+                tokens_at_once=self._settings.tokens_at_once,
+                packed=self._model.packs,
+                max_rollouts=self._settings.max_rollouts_at_once,
+            )
+            for share_N in split_shares(rows_N, batch.lengths_B, count=self._ranks.size)
+        ]
+        own, most = shares[self._ranks.rank], max(len(share) for share in shares)
+        # Divided weights are gathered by all ranks together, so that each must make as many passes as the others.
+        return own + [rows_N[:0]] * (most - len(own))
+
+    def _total(self, tally: TokenTally) -> TokenTally:
+        counts = asdict(tally)
+        totals = self._ranks.sum(torch.tensor(list(counts.values()))).tolist()
+        return TokenTally(**dict(zip(counts, totals, strict=True)))
+
+
+def _shortest(batch: TrainingBatch) -> TrainingBatch:
+    """Return one row, all of whose tokens are scored, for a pass that does nothing but keep step."""
+    piece = batch.select(batch.lengths_B.argmin()[None])
+    return replace(piece, response_mask_BT=piece.attention_mask_BT)
 
 
 @contextmanager
