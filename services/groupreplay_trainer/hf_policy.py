@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
 from groupreplay_trainer.durable_file import write_folder_durably
@@ -58,8 +59,10 @@ _DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _log = logging.getLogger(__name__)
 
 
-def load_hf_policy(name: str, options: ModelOptions) -> "HuggingFacePolicy":
+def load_hf_policy(name: str, options: ModelOptions, ranks: Ranks) -> "HuggingFacePolicy":
     """Return the model of a folder, or of a name on the Hugging Face hub. Code that comes with a model is never run.
+
+    Each rank loads all of it into its memory, and then keeps its part on its device.
 
     Raises:
         FileNotFoundError: there is no such folder or model, or the folder has no config.json.
@@ -87,7 +90,12 @@ def load_hf_policy(name: str, options: ModelOptions) -> "HuggingFacePolicy":
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"]))
         raise ValueError(f"{name} lacks the weights {missing}; a model is not trained from weights made up here")
-    return HuggingFacePolicy(model.to(device), tokenizer_files=read_tokenizer_files(folder), options=options)
+    if ranks.size == 1 or options.attention.startswith("flash"):
+        model = model.to(device)  # Flash attention is compared with what is known of it, and runs on no CPU.
+    policy = HuggingFacePolicy(model, tokenizer_files=read_tokenizer_files(folder), options=options)
+    if ranks.size > 1:
+        policy.divide(ranks.mesh(device))
+    return policy
 
 
 def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
@@ -218,9 +226,12 @@ class HuggingFacePolicy:
         }
         write_folder_durably(path, lambda folder: self._write(folder, published))
 
-    def divide(self, ranks: Ranks) -> None:
-        """Divide the weights, a layer at a time; layers are gathered, and computed, in the model's dtype."""
-        divide(self._scorer, _layers(self._model), ranks.mesh(self._model.device), dtype=self._dtype)
+    def divide(self, mesh: DeviceMesh) -> None:
+        """Divide the weights over devices, a layer at a time; layers are gathered, and computed, in the model's dtype.
+
+        `parameters` are others from then on.
+        """
+        divide(self._scorer, _layers(self._model), mesh, dtype=self._dtype)
 
     def _autocast(self, *, enabled: bool) -> torch.autocast:
         return torch.autocast(self._model.device.type, dtype=self._dtype, enabled=enabled)

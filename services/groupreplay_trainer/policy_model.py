@@ -52,6 +52,7 @@ class ModelOptions:
 
 
 _DEFAULT_OPTIONS: Final = ModelOptions()
+_ALONE: Final = Ranks()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -131,9 +132,6 @@ class PolicyModel(Protocol):
             weights: as `weights` returns them, whole; None = the model's own, which are not divided.
         """
 
-    def divide(self, ranks: Ranks) -> None:
-        """Divide the weights among ranks, in place, before the first score; `parameters` are others from then on."""
-
 
 class TinyLMPolicy:
     """A TinyLM as a PolicyModel."""
@@ -208,10 +206,6 @@ class TinyLMPolicy:
         whole.load_state_dict(dict(weights))
         save_checkpoint(path, whole)
 
-    def divide(self, ranks: Ranks) -> None:
-        """Divide the weights, a block at a time."""
-        divide(self._model, list(self._model.blocks), ranks.mesh(torch.device("cpu")))
-
 
 def score_tokens(logits_BTV: Tensor, token_ids_BT: Tensor, *, temperature: float) -> TokenScores:
     """Return the scores of tokens from the logits that predict them.
@@ -250,13 +244,14 @@ def score_next_tokens(logits_V: Tensor, next_ids: Tensor, *, temperature: float)
     return logprobs, -(all_logprobs_V.exp() * all_logprobs_V).sum(dim=-1)
 
 
-def load_policy_model(name: str, options: ModelOptions = _DEFAULT_OPTIONS) -> PolicyModel:
-    """Return the model to start from.
+def load_policy_model(name: str, options: ModelOptions = _DEFAULT_OPTIONS, *, ranks: Ranks = _ALONE) -> PolicyModel:
+    """Return the model to start from, divided among the ranks where there are several.
 
     Args:
         name: `builtin:<task>`, the path of a TinyLM checkpoint (`*.safetensors`), the folder of a Hugging Face model,
             or, where there is no such file or folder, the name of one on the Hugging Face hub (`owner/model`).
         options: see ModelOptions.
+        ranks: the processes that train it together; each of them must load it.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -265,17 +260,20 @@ def load_policy_model(name: str, options: ModelOptions = _DEFAULT_OPTIONS) -> Po
         ModuleNotFoundError: it is a Hugging Face model, and transformers is not installed.
     """
     if name.startswith(BUILTIN):
-        return _load_tinylm(builtin_checkpoint(name.removeprefix(BUILTIN)), options)
+        return _load_tinylm(builtin_checkpoint(name.removeprefix(BUILTIN)), options, ranks)
     path = Path(name)
     if path.is_file() or path.suffix == ".safetensors":
-        return _load_tinylm(path, options)
+        return _load_tinylm(path, options, ranks)
     # Imported late: transformers takes seconds, and a TinyLM needs none of it.
     from groupreplay_trainer.hf_policy import load_hf_policy  # noqa: PLC0415
 
-    return load_hf_policy(name, options)
+    return load_hf_policy(name, options, ranks)
 
 
-def _load_tinylm(path: Path, options: ModelOptions) -> TinyLMPolicy:
+def _load_tinylm(path: Path, options: ModelOptions, ranks: Ranks) -> TinyLMPolicy:
     if options.packing == "packed":
         raise ValueError(f"{path} is a TinyLM, whose rollouts cannot share a row; set packing to padded")
-    return TinyLMPolicy(load_checkpoint(path))
+    model = load_checkpoint(path)
+    if ranks.size > 1:
+        divide(model, list(model.blocks), ranks.mesh(torch.device("cpu")))
+    return TinyLMPolicy(model)

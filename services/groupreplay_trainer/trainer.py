@@ -69,10 +69,8 @@ def run_trainer(settings: TrainerSettings, *, stop: threading.Event) -> None:
     with Ranks.join() as ranks, ExitStack() as stack:
         folder = RunFolder(settings.run_dir)
         ranks.first(lambda: _enter(stack, folder))
-        model, reference = load_policy_model(settings.model.path, model_options(settings)), load_reference(settings)
-        if ranks.size > 1:
-            for divided in filter(None, (model, reference)):
-                divided.divide(ranks)
+        model = load_policy_model(settings.model.path, model_options(settings), ranks=ranks)
+        reference = load_reference(settings, ranks)
         client = stack.enter_context(Client(settings.server, timeout_s=settings.call_timeout_s))
         trainer = Trainer(
             settings, client=client, model=model, reference=reference, folder=folder, stop=stop, ranks=ranks
@@ -359,7 +357,7 @@ def model_options(settings: TrainerSettings) -> ModelOptions:
     )
 
 
-def load_reference(settings: TrainerSettings) -> PolicyModel | None:
+def load_reference(settings: TrainerSettings, ranks: Ranks) -> PolicyModel | None:
     """Return the reference policy, frozen; None where the loss needs none.
 
     Raises:
@@ -367,7 +365,7 @@ def load_reference(settings: TrainerSettings) -> PolicyModel | None:
     """
     if not settings.loss.kl_coefficient:
         return None
-    reference = load_policy_model(settings.loss.reference or settings.model.path, model_options(settings))
+    reference = load_policy_model(settings.loss.reference or settings.model.path, model_options(settings), ranks=ranks)
     for parameter in reference.parameters():
         parameter.requires_grad_(False)
     return reference

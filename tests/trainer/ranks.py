@@ -65,11 +65,8 @@ def train(request: dict[str, Any], ranks: Ranks) -> None:
     The request: model, options, minibatches, tokens_at_once, steps, folder, resume (a step, or null).
     """
     options = ModelOptions(**request["options"])
-    model = load_policy_model(request["model"], options)
-    reference = load_policy_model(request["model"], options)
-    if ranks.size > 1:
-        model.divide(ranks)
-        reference.divide(ranks)
+    model = load_policy_model(request["model"], options, ranks=ranks)
+    reference = load_policy_model(request["model"], options, ranks=ranks)
     # With the usual epsilon the smallest gradients, which are rounding alone, make steps as large as any.
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.003, eps=1e-3)
     generator = torch.Generator().manual_seed(0)

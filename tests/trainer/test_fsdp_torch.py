@@ -20,7 +20,13 @@ from groupreplay_server.app import RunningServer
 from groupreplay_tinylm import load_checkpoint
 from groupreplay_trainer.policy_model import TinyLMPolicy
 from groupreplay_trainer.ranks import Ranks, split_shares
+from groupreplay_trainer.run_folder import RunFolder
 from groupreplay_trainer.settings import TrainerSettings
+
+pytestmark = pytest.mark.timeout(300)
+
+TIMEOUT_S = 250.0
+"""Of a run: starting Python with torch and transformers is most of it."""
 
 RANKS = Path(__file__).parent / "ranks.py"
 
@@ -45,7 +51,12 @@ def train(folder: Path, *, ranks: int, **request: Any) -> dict[str, Any]:
 def launched(*arguments: str, ranks: int) -> str:
     """Run a Python program, or its module after -m, to its end in so many processes; return its log."""
     ended = subprocess.run(
-        launch(*arguments, ranks=ranks), env=environment(), capture_output=True, text=True, timeout=110, check=False
+        launch(*arguments, ranks=ranks),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr[-4000:]
     return ended.stderr
@@ -96,16 +107,16 @@ def test_two_ranks_make_the_update_of_one(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_does_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None:
-    """One step on two ranks and the next on one, or the other way round, is two steps on one: moments and order too."""
-    request: dict[str, Any] = {"model": str(write_model(tmp_path / "start", qwen2_config()))}
-    one = train(tmp_path / "one", ranks=1, steps=2, **request)
-    for first, second in ((2, 1), (1, 2)):
-        folder = tmp_path / f"{first} then {second}"
-        train(folder, ranks=first, steps=1, **request)
-        assert_same(
-            last_step(train(folder, ranks=second, steps=1, resume=1, **request)), last_step(one), tolerance=2e-5
-        )
+@pytest.mark.parametrize(("first", "second", "kind"), [(2, 1, "tied qwen2"), (1, 2, "tinylm")])
+def test_a_checkpoint_does_not_depend_on_the_number_of_ranks(
+    first: int, second: int, kind: str, tmp_path: Path
+) -> None:
+    """A step on two ranks and the next on one, or the other way round, is two steps on one: moments and order too."""
+    model = "builtin:addition" if kind == "tinylm" else str(write_model(tmp_path / "start", qwen2_config()))
+    one = train(tmp_path / "one", ranks=1, steps=2, model=model)
+    train(tmp_path / "other", ranks=first, steps=1, model=model)
+    resumed = train(tmp_path / "other", ranks=second, steps=1, resume=1, model=model)
+    assert_same(last_step(resumed), last_step(one), tolerance=2e-5)
 
 
 def last_step(report: dict[str, Any]) -> dict[str, Any]:
@@ -177,6 +188,19 @@ async def test_a_run_may_change_its_number_of_ranks(
 
 
 @pytest.mark.slow
+async def test_what_the_first_rank_refuses_ends_all(start: Callable[..., list[str]], tmp_path: Path) -> None:
+    """A run folder that is taken is locked for the first rank alone; the others end with its error, and do not wait."""
+    command = launch(*start("taken", steps=2), ranks=2)
+    with RunFolder(tmp_path / "taken"):
+        run = asyncio.to_thread(
+            subprocess.run, command, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+        ended = await run
+    assert ended.returncode == 1
+    assert ended.stderr.count("the trainer gives up: another trainer works in") == 2
+
+
+@pytest.mark.slow
 async def test_ranks_that_wait_for_a_batch_end_when_they_are_told(
     client: AsyncClient, start: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -186,11 +210,11 @@ async def test_ranks_that_wait_for_a_batch_end_when_they_are_told(
         command = launch(*start("idle", steps=2), ranks=2)
         process = await asyncio.create_subprocess_exec(*command, env=environment(), stderr=stderr)
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(TIMEOUT_S):
             while "has waited" not in log.read_text():  # noqa: ASYNC110 - another process writes it
                 await asyncio.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        await asyncio.wait_for(process.wait(), 30)
+        await asyncio.wait_for(process.wait(), 60)
     finally:
         if process.returncode is None:
             process.kill()

@@ -66,6 +66,20 @@ def test_scores_are_those_of_plain_transformers(folder: Path, options: dict[str,
     assert not scores.logprobs_BT[:, 0].any()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch finds none")
+@pytest.mark.parametrize("options", [{}, {"packing": "packed"}, {"activation_checkpointing": True}], ids=str)
+def test_scores_and_gradients_of_a_cuda_device_are_those_of_the_cpu(folder: Path, options: dict[str, Any]) -> None:
+    """The batch stays on the CPU, and so do the scores."""
+    token_ids_BT, mask_BT = make_rows(9, 4, 7, 2)
+    found = []
+    for device in ("cpu", "cuda"):
+        model = load(folder, device=device, **options)
+        scores = model.score(token_ids_BT, mask_BT, temperature=0.7)
+        gradients = torch.autograd.grad(scores.logprobs_BT[mask_BT].sum(), model.parameters())
+        found.append((scores.logprobs_BT[mask_BT], [gradient.cpu() for gradient in gradients]))
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-3)
+
+
 def test_logits_are_computed_for_the_asked_tokens_alone_and_piece_by_piece(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
