@@ -57,6 +57,11 @@ MAIN: Final = (
     Arm(name="popo-kl", algorithm="popo-kl"),
 )
 
+_AHEAD_OBJECTIVES: Final[tuple[tuple[str, Literal["proximal", "decoupled"]], ...]] = (
+    ("", "proximal"),
+    ("-weighted", "decoupled"),
+)
+
 EXTRA: Final = (
     *(
         Arm(name=f"{algorithm}-g{size}", algorithm=algorithm, group_size=size, like=algorithm)
@@ -76,7 +81,7 @@ EXTRA: Final = (
             like="grpo",
         )
         for ahead in (1, 2, 4, 8)
-        for suffix, objective in (("", "proximal"), ("-weighted", "decoupled"))
+        for suffix, objective in _AHEAD_OBJECTIVES
     ),
 )
 

@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Self
 
-FINAL_EVALUATIONS: Final = 2
-"""The final accuracy is the mean of the last two evaluations: one of 1,024 rollouts has a standard error of 0.012."""
+import numpy as np
+
+SMOOTHED_OVER: Final = 2
+"""Accuracies are means of two evaluations: one alone, of 1,024 rollouts, has a standard error of about 0.012."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,24 +55,22 @@ class Result:
     @property
     def final_accuracy(self) -> float:
         """Mean of the last evaluations."""
-        return mean([evaluation.accuracy for evaluation in self.evaluations[-FINAL_EVALUATIONS:]])
+        return self.smoothed()[-1]
+
+    def smoothed(self) -> list[float]:
+        """Return the mean of each evaluation with those just before it."""
+        accuracies = [evaluation.accuracy for evaluation in self.evaluations]
+        return [mean(accuracies[max(0, end - SMOOTHED_OVER) : end]) for end in range(1, len(accuracies) + 1)]
 
     def accuracy_at(self, rollouts: float) -> float:
-        """Return the accuracy at a number of rollouts, linear between evaluations, the last one beyond them."""
-        before = self.evaluations[0]
-        for after in self.evaluations[1:]:
-            if after.rollouts >= rollouts:
-                share = (rollouts - before.rollouts) / max(1, after.rollouts - before.rollouts)
-                return before.accuracy + max(0.0, share) * (after.accuracy - before.accuracy)
-            before = after
-        return before.accuracy
+        """Return the smoothed accuracy at a number of rollouts, linear between evaluations, the last one beyond."""
+        spent = [evaluation.rollouts for evaluation in self.evaluations]
+        return float(np.interp(rollouts, spent, self.smoothed()))
 
     def first_at(self, accuracy: float) -> Evaluation | None:
-        """Return the first evaluation whose mean with the one before reaches an accuracy, None if none does."""
-        for before, after in zip(self.evaluations, self.evaluations[1:], strict=False):
-            if (before.accuracy + after.accuracy) / 2 >= accuracy:
-                return after
-        return None
+        """Return the first evaluation at which the smoothed accuracy is that high, None if it never is."""
+        reached = (point for point, height in zip(self.evaluations, self.smoothed(), strict=True) if height >= accuracy)
+        return next(reached, None)
 
     def line(self) -> str:
         """Return the result as one line of JSON."""
