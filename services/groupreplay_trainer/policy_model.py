@@ -10,7 +10,7 @@ Shape legend: B rows, T tokens, V vocabulary.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -239,9 +239,41 @@ def score_next_tokens(logits_V: Tensor, next_ids: Tensor, *, temperature: float)
     """
     if not temperature > 0:
         raise ValueError(f"temperature {temperature} must be above 0: a greedy response has no probability to train on")
-    all_logprobs_V = (logits_V.float() / temperature).log_softmax(dim=-1)
-    logprobs = all_logprobs_V.gather(-1, next_ids[..., None]).squeeze(-1)
-    return logprobs, -(all_logprobs_V.exp() * all_logprobs_V).sum(dim=-1)
+    logprobs, entropy = _NextTokenScores.apply(logits_V, next_ids, temperature)  # type: ignore[no-untyped-call]
+    return logprobs, entropy
+
+
+class _NextTokenScores(torch.autograd.Function):
+    """Log probability and entropy with a gradient of their own, which keeps nothing as large as the logits but them.
+
+    What torch would derive keeps several times as much, and, where the entropy has no part in the loss, until the end.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_V: Tensor, next_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        all_logprobs_V = _logprobs(logits_V, temperature)
+        logprobs = all_logprobs_V.gather(-1, next_ids[..., None]).squeeze(-1)
+        entropy = all_logprobs_V.exp().mul_(all_logprobs_V).sum(dim=-1).neg_()
+        ctx.save_for_backward(logits_V, next_ids, entropy)
+        ctx.temperature = temperature
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        # With z the logits over the temperature and p their softmax:
+        # d logprob[y] / dz[i] = (i == y) - p[i], and d entropy / dz[i] = -p[i] (log p[i] + entropy).
+        of_logprobs, of_entropy = gradients
+        logits_V, next_ids, entropy = ctx.saved_tensors
+        gradient_V = _logprobs(logits_V, ctx.temperature)
+        probabilities_V = gradient_V.exp()
+        gradient_V.add_(entropy[..., None]).mul_(of_entropy[..., None]).add_(of_logprobs[..., None])
+        gradient_V.mul_(probabilities_V).neg_()
+        gradient_V.scatter_add_(-1, next_ids[..., None], of_logprobs[..., None]).div_(ctx.temperature)
+        return gradient_V.to(logits_V.dtype), None, None
+
+
+def _logprobs(logits_V: Tensor, temperature: float) -> Tensor:
+    return (logits_V.float() / temperature).log_softmax(dim=-1)
 
 
 def load_policy_model(name: str, options: ModelOptions = _DEFAULT_OPTIONS, *, ranks: Ranks = _ALONE) -> PolicyModel:
