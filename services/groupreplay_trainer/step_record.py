@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from groupreplay import Batch, GroupSource
+from groupreplay.torch.collate import TrainingBatch
 from groupreplay_trainer.checkpoint import TrainingCounters
-from groupreplay_trainer.collate import TrainingBatch
 from groupreplay_trainer.diagnostics import BatchMakeup, StepDiagnostics, TokenTally, replay_drift
 from groupreplay_trainer.loss import token_mean
 from groupreplay_trainer.update import UpdateReport

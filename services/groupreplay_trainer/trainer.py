@@ -25,14 +25,14 @@ from groupreplay import (
     StepConflictError,
     UnknownLeaseError,
 )
-from groupreplay_trainer.advantages import AdvantageEstimator
+from groupreplay.torch.advantages import AdvantageEstimator
+from groupreplay.torch.collate import MinibatchUnit, TrainingBatch, collate
 from groupreplay_trainer.checkpoint import (
     CheckpointFolder,
     Progress,
     TrainingState,
     TrainingStateError,
 )
-from groupreplay_trainer.collate import MinibatchUnit, TrainingBatch, collate
 from groupreplay_trainer.diagnostics import group_feedback
 from groupreplay_trainer.policy_model import ModelOptions, PolicyModel, load_policy_model
 from groupreplay_trainer.publish import WeightsFolder

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from groupreplay_trainer.collate import MinibatchUnit, TrainingBatch, split_microbatches, split_minibatches
+from groupreplay.torch.collate import MinibatchUnit, TrainingBatch, split_microbatches, split_minibatches
 from groupreplay_trainer.diagnostics import TokenTally
 from groupreplay_trainer.loss import LossConfig, decoupled_loss, entropy_bonus, kl_to_reference
 from groupreplay_trainer.policy_model import PolicyModel, TokenScores

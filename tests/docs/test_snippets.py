@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from processes import ServerProcess
@@ -17,8 +18,9 @@ ADDRESS = "127.0.0.1:50051"
 
 
 def blocks(page: Path, language: str) -> Iterator[str]:
-    """Yield the code blocks of a page in one language."""
-    yield from re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    """Yield the code blocks of a page in one language; those in lists are indented."""
+    for block in re.findall(rf"^( *```{language}\n.*?)^ *```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        yield dedent(block).partition("\n")[2]
 
 
 def name(page: Path) -> str:
@@ -27,8 +29,15 @@ def name(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page, "python"))], ids=name)
-def test_python_snippets_run(page: Path, sync_client: Client, server_process: ServerProcess) -> None:
+def test_python_snippets_run(
+    page: Path,
+    sync_client: Client,
+    server_process: ServerProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The Python blocks of a page run one after the other against a service with groups in it."""
+    monkeypatch.chdir(tmp_path)  # they may write files
     sync_client.create_table(run="math", table="train", config=_config_of(page))
     for index in range(40):
         rollouts = [Rollout(token_ids=[1, 2], behaviour_logprobs=[-0.5, -0.1], reward=reward) for reward in (0.0, 1.0)]

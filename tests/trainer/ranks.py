@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from groupreplay import Batch, DeliveredGroup, GroupSource, RolloutGroup
+from groupreplay.torch.collate import collate
 from groupreplay_trainer.checkpoint import CheckpointFolder, Progress, TrainingState
-from groupreplay_trainer.collate import collate
 from groupreplay_trainer.loss import LossConfig
 from groupreplay_trainer.policy_model import ModelOptions, load_policy_model
 from groupreplay_trainer.publish import WeightsFolder

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from groupreplay import Batch, DeliveredGroup, GroupSource, Rollout, RolloutGroup
+from groupreplay.torch.collate import collate
 from groupreplay_generator.engines.base import Sampling
 from groupreplay_generator.engines.torch_engine import TorchEngine
-from groupreplay_trainer.collate import collate
 from groupreplay_trainer.policy_model import TinyLMPolicy
 from groupreplay_trainer.sections import OptimizerSettings
 from groupreplay_trainer.settings import TrainerSettings

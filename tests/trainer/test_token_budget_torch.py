@@ -8,7 +8,7 @@ import torch
 from trainer.hf_models import llama_config, qwen2_config, write_model
 
 from groupreplay import GroupSource
-from groupreplay_trainer.collate import TrainingBatch, collate
+from groupreplay.torch.collate import TrainingBatch, collate
 from groupreplay_trainer.loss import LossConfig
 from groupreplay_trainer.policy_model import ModelOptions, PolicyModel, load_policy_model
 from groupreplay_trainer.update import PolicyUpdater, UpdateReport, UpdateSettings

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from groupreplay import GroupSource
-from groupreplay_trainer.collate import TrainingBatch, collate
+from groupreplay.torch.collate import TrainingBatch, collate
 from groupreplay_trainer.loss import LossConfig
 from groupreplay_trainer.policy_model import TinyLMPolicy, TokenScores
 from groupreplay_trainer.update import PolicyUpdater, TrainingMemoryError, UpdateSettings

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from groupreplay import Batch, DeliveredGroup, GroupSource
-from groupreplay_trainer.advantages import AdvantageEstimator, group_advantages
+from groupreplay.torch.advantages import AdvantageEstimator, group_advantages
 
 
 class MinibatchUnit(StrEnum):
