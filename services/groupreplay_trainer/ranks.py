@@ -1,9 +1,9 @@
 """The processes that train one model together: torchrun starts them, and each is a rank.
 
 All ranks run the same loop. What touches the service or the run folder is done by the first rank alone, and its
-outcome, an exception too, is that of all; so every rank takes the same way through the loop. The weights are divided
-among them (FSDP2), each computes its share of every minibatch, and gradients, losses and counts are summed: several
-ranks make the update that one would make.
+outcome, an exception too, is that of all; so every rank takes the same way through the loop. Of a batch each rank reads
+a share, and they exchange what they read. The weights are divided among them (FSDP2), each computes its share of every
+minibatch, and gradients, losses and counts are summed: several ranks make the update that one would make.
 
 Shape legend: N rows of a minibatch.
 """
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from groupreplay.shares import share_by_tokens
 
 WAIT: Final = timedelta(days=30)
 """How long ranks wait for the first one: as long as it waits for the service. If it dies they notice at once."""
@@ -58,8 +60,8 @@ class Ranks(AbstractContextManager["Ranks"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Leave the group."""
-        if self._group is not None:
+        """Leave the group. After an error leave without a word: ranks that wait for each other would never end."""
+        if self._group is not None and error is None:
             dist.destroy_process_group()
 
     @property
@@ -74,18 +76,21 @@ class Ranks(AbstractContextManager["Ranks"]):
         """
         if self._group is None:
             return call()
-        outcome: list[Any] = [None, None]
-        failure: Exception | None = None
-        if self.is_first:
-            try:
-                outcome[0] = call()
-            except Exception as error:  # noqa: BLE001 - raised below, on every rank
-                failure = outcome[1] = error
+        outcome: list[Any] = [_outcome(call) if self.is_first else None]
         dist.broadcast_object_list(outcome, src=0, group=self._group)
-        if outcome[1] is not None:
-            raise failure or outcome[1]
-        result: ResultT = outcome[0]
+        result: ResultT = _result(outcome[0])
         return result
+
+    def exchange(self, call: Callable[[], ResultT]) -> list[ResultT]:
+        """Return on all ranks what `call` returns on each, by rank; what it raises on any is raised on all.
+
+        All ranks must come here. What is returned or raised is pickled.
+        """
+        if self._group is None:
+            return [call()]
+        outcomes: list[Any] = [None] * self.size
+        dist.all_gather_object(outcomes, _outcome(call), group=self._group)
+        return [_result(outcome) for outcome in outcomes]
 
     def any(self, flag: bool) -> bool:
         """Return on all ranks whether the flag is set on any."""
@@ -117,6 +122,20 @@ class Ranks(AbstractContextManager["Ranks"]):
     def mesh(self, device: torch.device) -> DeviceMesh:
         """Return the devices of all ranks, to divide weights over."""
         return init_device_mesh(device.type, (self.size,))
+
+
+def _outcome(call: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        return call(), None
+    except Exception as error:  # noqa: BLE001 - raised on every rank, by `_result`
+        return None, error
+
+
+def _result(outcome: tuple[Any, Exception | None]) -> Any:
+    result, error = outcome
+    if error is not None:
+        raise error
+    return result
 
 
 def divide(root: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, *, dtype: torch.dtype = torch.float32) -> None:
@@ -161,11 +180,5 @@ def split_shares(rows_N: Tensor, lengths_B: Tensor, *, count: int) -> list[Tenso
         lengths_B: int64, tokens of each row of the batch.
         count: ranks.
     """
-    shares: list[list[int]] = [[] for _ in range(count)]
-    tokens = [0] * count
-    # Longest first, each to whom has least: no share has more than 4/3 of what the best division would give it.
-    for row in rows_N[torch.argsort(lengths_B[rows_N], descending=True, stable=True)].tolist():
-        least = tokens.index(min(tokens))
-        shares[least].append(row)
-        tokens[least] += int(lengths_B[row])
-    return [torch.tensor(share, dtype=torch.int64) for share in shares]
+    shares = share_by_tokens(lengths_B[rows_N].tolist(), count)
+    return [rows_N[torch.tensor(share, dtype=torch.int64)] for share in shares]

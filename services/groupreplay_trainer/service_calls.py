@@ -5,7 +5,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from dataclasses import fields
+from typing import Any, Final, TypeVar
 
 from groupreplay import (
     Batch,
@@ -23,6 +24,7 @@ from groupreplay import (
     TableExistsError,
     UnknownLeaseError,
 )
+from groupreplay.shares import share_groups
 from groupreplay.table_config import FIXED_FIELDS
 from groupreplay_trainer.ranks import Ranks
 from groupreplay_trainer.settings import TrainerSettings
@@ -55,7 +57,7 @@ class ServiceCalls:
     def __init__(
         self, client: Client, *, settings: TrainerSettings, stop: threading.Event, ranks: Ranks = _ALONE
     ) -> None:
-        """Wrap an open client. All ranks must make each call but `release`; the first alone talks to the service."""
+        """Wrap an open client. All ranks must make each call, `release` apart; the first makes it for all."""
         self._client = client
         self._settings = settings
         self._stop = stop
@@ -103,18 +105,7 @@ class ServiceCalls:
         report_at = started + settings.report_s
         while True:
             try:
-                batch = self._patiently(
-                    "take a batch",
-                    lambda: self._client.next_batch(
-                        run=settings.run,
-                        table=settings.table,
-                        batch_size=settings.batch_size,
-                        lease_id=settings.lease_id(step),
-                        lease_s=settings.lease_s,
-                        timeout_s=min(POLL_S, settings.report_s),
-                        holder=settings.trainer_id,
-                    ),
-                )
+                batch = self._take_batch(step)
             except BatchNotReadyError as error:
                 if time.monotonic() >= report_at:
                     waited_s = time.monotonic() - started
@@ -126,6 +117,31 @@ class ServiceCalls:
                 left_s = min(batch.lease_deadline_ms / 1000 - time.time(), settings.lease_s)
                 self._extend_at = time.monotonic() + left_s - settings.lease_s / 2
                 return batch
+
+    def _take_batch(self, step: int) -> Batch:
+        """Return the batch of a step if it is ready soon; with several ranks, each reads its share for all.
+
+        Raises:
+            BatchNotReadyError: it is not.
+        """
+        settings = self._settings
+        names: dict[str, Any] = {"run": settings.run, "table": settings.table, "lease_id": settings.lease_id(step)}
+        lease = names | {
+            "batch_size": settings.batch_size,
+            "lease_s": settings.lease_s,
+            "timeout_s": min(POLL_S, settings.report_s),
+            "holder": settings.trainer_id,
+        }
+        if self._ranks.size == 1:
+            return self._patiently("take a batch", lambda: self._client.next_batch(**lease))
+        outline = self._patiently("take a batch", lambda: self._client.lease_batch(**lease))
+        own = share_groups(outline.groups, self._ranks.size)[self._ranks.rank]
+        shares = self._ranks.exchange(
+            lambda: self._until_answered("read a share of a batch", lambda: self._client.read_lease(own, **names))
+        )
+        read = {item.group.group_id: item for share in shares for item in share}
+        groups = tuple(read[item.group_id] for item in outline.groups)
+        return Batch(**{field.name: getattr(outline, field.name) for field in fields(outline)} | {"groups": groups})
 
     def keep_lease(self, step: int) -> None:
         """Extend the lease of a step if less than half its time is left. Failure is logged: the commit decides."""

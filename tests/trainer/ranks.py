@@ -19,7 +19,7 @@ from groupreplay_trainer.loss import LossConfig
 from groupreplay_trainer.policy_model import ModelOptions, load_policy_model
 from groupreplay_trainer.publish import WeightsFolder
 from groupreplay_trainer.ranks import Ranks
-from groupreplay_trainer.update import PolicyUpdater, UpdateSettings
+from groupreplay_trainer.update import PolicyUpdater, TrainingMemoryError, UpdateSettings
 
 
 def make_batch() -> Batch:
@@ -62,7 +62,7 @@ def make_batch() -> Batch:
 def train(request: dict[str, Any], ranks: Ranks) -> None:
     """Make the updates that a request asks for, from a checkpoint if it names one, and write what came out.
 
-    The request: model, options, minibatches, tokens_at_once, steps, folder, resume (a step, or null).
+    The request: model, options, minibatches, tokens_at_once, steps, folder, resume (a step, or null), failing_rank.
     """
     options = ModelOptions(**request["options"])
     model = load_policy_model(request["model"], options, ranks=ranks)
@@ -85,7 +85,20 @@ def train(request: dict[str, Any], ranks: Ranks) -> None:
         entropy_coefficient=0.01,
         kl_coefficient=0.1,
     )
-    updater = PolicyUpdater(model, optimizer, settings=settings, generator=generator, reference=reference, ranks=ranks)
+
+    def fail_if_asked() -> None:
+        if request["failing_rank"] == ranks.rank:
+            raise TrainingMemoryError("this rank has no memory left")
+
+    updater = PolicyUpdater(
+        model,
+        optimizer,
+        settings=settings,
+        generator=generator,
+        reference=reference,
+        ranks=ranks,
+        on_progress=fail_if_asked,
+    )
     batch = collate(make_batch(), pad_token_id=model.pad_token_id)
     reports = [updater.update(batch) for _ in range(request["steps"])]
     progress = Progress(run="r", table="t", step=done + request["steps"], lease_id="l")

@@ -29,20 +29,20 @@ TIMEOUT_S = 250.0
 """Of a run: starting Python with torch and transformers is most of it."""
 
 RANKS = Path(__file__).parent / "ranks.py"
+REQUEST: dict[str, Any] = {
+    "options": {"dtype": "float32", "device": "cpu"},
+    "minibatches": 2,
+    "tokens_at_once": 30,
+    "steps": 2,
+    "resume": None,
+    "failing_rank": None,
+}
 
 
 def train(folder: Path, *, ranks: int, **request: Any) -> dict[str, Any]:
     """Train in so many processes of their own; return the report, and the weights under their names."""
     folder.mkdir(exist_ok=True)
-    values: dict[str, Any] = {
-        "options": {"dtype": "float32", "device": "cpu"},
-        "minibatches": 2,
-        "tokens_at_once": 30,
-        "steps": 2,
-        "resume": None,
-        "folder": str(folder),
-    }
-    launched(str(RANKS), json.dumps(values | request), ranks=ranks)
+    launched(str(RANKS), json.dumps(REQUEST | {"folder": str(folder)} | request), ranks=ranks)
     report: dict[str, Any] = json.loads((folder / "report.json").read_text())
     assert report["ranks"] == ranks
     return report | {"weights": load_file(folder / "weights.st"), "proximal": load_file(folder / "proximal.st")}
@@ -122,6 +122,16 @@ def test_a_checkpoint_does_not_depend_on_the_number_of_ranks(
 def last_step(report: dict[str, Any]) -> dict[str, Any]:
     """Return a report of the last step alone."""
     return report | {name: report[name][-1] for name in ("losses", "grad_norms", "kl")}
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_ends_the_others(tmp_path: Path) -> None:
+    """They wait for its part of the weights, and would for ever."""
+    request = REQUEST | {"model": "builtin:addition", "folder": str(tmp_path), "failing_rank": 1}
+    command = launch(str(RANKS), json.dumps(request), ranks=2)
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert ended.returncode == 1
+    assert "this rank has no memory left" in ended.stderr
 
 
 @pytest.mark.slow
