@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -157,7 +157,7 @@ class CheckpointFolder:
 
     def save(self, state: TrainingState) -> None:
         """Write a state; once this returns it survives a power cut, and older states than the last two are removed."""
-        write_durably(self.path(state.progress.step), _encode(state))
+        write_durably(self.path(state.progress.step), lambda path: _write(state, path))
         for step in self._steps()[:-KEEP]:
             self.path(step).unlink(missing_ok=True)
 
@@ -188,7 +188,7 @@ class CheckpointFolder:
         return sorted(int(match[1]) for match in matches if match)
 
 
-def _encode(state: TrainingState) -> bytes:
+def _write(state: TrainingState, path: Path) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in state.weights.items()}
     for number, moments in state.optimizer.items():
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
@@ -196,7 +196,7 @@ def _encode(state: TrainingState) -> bytes:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     progress = json.dumps(asdict(state.progress))
     metadata = {"format": FORMAT, "progress": progress, "sha256": _digest(progress, tensors)}
-    return save(tensors, metadata=metadata)
+    save_file(tensors, path, metadata=metadata)
 
 
 def _decode(path: Path) -> TrainingState:

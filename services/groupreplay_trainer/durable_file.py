@@ -7,24 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Write `content` to `path`: when this returns it is on disk, and a reader never sees a part of it.
+def write_durably(path: Path, write: Callable[[Path], None]) -> None:
+    """Make `path` a file of what `write` puts into the file it is given: when this returns it is on disk, all of it.
 
     Args:
         path: replaced if it exists; its folder must exist. Until the rename the content stands beside it in a file
-            whose name begins with a dot and this file's name.
-        content: all of the file.
+            whose name begins with a dot and this file's name, so that a reader never sees a part of it.
+        write: writes the file, which is there and empty.
     """
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would hide weights from generators of another user
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        write(temporary)
+        temporary.chmod(0o644)  # mkstemp's 0600 would hide it from other users
+        _sync(temporary)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
