@@ -1,4 +1,4 @@
-"""Write docs/reference/errors.md and settings.md from the code; --check fails when the committed pages differ."""
+"""Write errors, metrics and settings of docs/reference from the code; --check fails when the committed pages differ."""
 
 import argparse
 import ast
@@ -13,6 +13,8 @@ from typing import Any, cast, get_type_hints
 
 from groupreplay.errors import ERRORS, GroupReplayError
 from groupreplay_cli import COMMANDS, variable_of
+from groupreplay_trainer.alarms import ALARMS
+from groupreplay_trainer.metrics import ALARM, MEASURES, PREFIX, UNDONE, Measure
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs/reference"
 
@@ -95,12 +97,50 @@ def _described_fields(settings: type[Any]) -> Iterator[tuple[str, str, str]]:
         yield field.name, default, meanings[field.name].replace("|", "\\|")
 
 
+_METRICS_HEAD = f"""# Metrics of the trainer
+
+Names in Prometheus begin with `{PREFIX}`. A gauge is the value of the newest step, and absent while that step
+has none, as in a batch without replay. A counter adds up since the trainer started; `run_dir/train.jsonl` has one line
+for each step of the whole run. How to switch them on: [watch a training run](../howto/watch-a-training-run.md).
+
+| Prometheus | kind | train.jsonl | TensorBoard | meaning |
+|---|---|---|---|---|"""
+
+_ALARMS_HEAD = """## Alarms
+
+Each has its line in the section `alarms` of the [settings](settings.md), under its own name.
+
+| alarm | rings when the | is | because | what helps |
+|---|---|---|---|---|"""
+
+
+def metrics_page() -> str:
+    """Return the page of what the trainer reports, and of its alarms."""
+    rows = [_metric_row(measure) for measure in (*MEASURES, ALARM, UNDONE)]
+    alarms = [
+        f"| `{it.name}` | {it.what} | {'below' if it.lower else 'above'} its line | {it.meaning} | {it.advice} |"
+        for it in ALARMS
+    ]
+    return "\n".join([_METRICS_HEAD, *rows, "", _ALARMS_HEAD, *alarms, ""])
+
+
+def _metric_row(measure: Measure) -> str:
+    labels = ",".join(f'{name}="{value}"' for name, value in measure.labels.items())
+    name = f"`{measure.name}{{{labels}}}`" if labels else f"`{measure.name}`"
+    key, tag = (f"`{it}`" if it else "" for it in (measure.key, measure.tag))
+    return f"| {name} | {measure.kind.value} | {key} | {tag} | {measure.meaning} |"
+
+
 def main() -> int:
     """Write, or compare with what is committed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page differs")
     args = parser.parse_args()
-    pages = {FOLDER / "errors.md": errors_page(), FOLDER / "settings.md": settings_page()}
+    pages = {
+        FOLDER / "errors.md": errors_page(),
+        FOLDER / "metrics.md": metrics_page(),
+        FOLDER / "settings.md": settings_page(),
+    }
     differing = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
     if args.check:
         for path in differing:

@@ -22,18 +22,21 @@ def train(settings: Annotated[TrainerSettings, Parameter(name="*")] = _DEFAULTS)
     SIGINT end it cleanly; a second one ends it at once.
     """
     # Imported late: torch takes seconds, and `groupreplay --help` needs none of it.
+    from groupreplay_trainer.failures import RejectedStepError, TrainingMemoryError  # noqa: PLC0415
     from groupreplay_trainer.run_folder import RunFolderBusyError  # noqa: PLC0415
+    from groupreplay_trainer.service_calls import StarvedError  # noqa: PLC0415
     from groupreplay_trainer.trainer import TrainingConflictError, run_trainer  # noqa: PLC0415
-    from groupreplay_trainer.update import TrainingMemoryError  # noqa: PLC0415
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         run_trainer(settings, stop=_stop_on_signal())
     except (
         GroupReplayError,
+        RejectedStepError,
+        RunFolderBusyError,
+        StarvedError,
         TrainingConflictError,
         TrainingMemoryError,
-        RunFolderBusyError,
         ModuleNotFoundError,
         OSError,
         ValueError,

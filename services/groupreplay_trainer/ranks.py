@@ -53,8 +53,8 @@ class Ranks(AbstractContextManager["Ranks"]):
             dist.init_process_group("gloo")
         ranks = cls(dist.new_group(backend="gloo", timeout=WAIT))
         if not ranks.is_first:
-            # The first rank says it all; the others add what is wrong with them.
-            logging.getLogger("groupreplay_trainer").setLevel(logging.WARNING)
+            # The first rank says it all; the others add what they cannot go on with.
+            logging.getLogger("groupreplay_trainer").setLevel(logging.ERROR)
         return ranks
 
     def __exit__(
@@ -165,6 +165,11 @@ def divided_like(parameter: Tensor, value: Tensor) -> Tensor:
     # Every rank has read the same file, so that nothing needs to be sent.
     value = value.to(parameter.device, parameter.dtype)
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def own_part(parameter: Tensor) -> Tensor:
+    """Return what of a parameter lies on this rank."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def whole_norm(norm: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from groupreplay import Durability, InvalidRequestError, PrioritySource, Sampler, TableConfig
@@ -236,6 +237,63 @@ class ReplaySettings:
             ahead_groups=self.ahead_groups,
             durability=Durability(self.durability),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSettings:
+    """Where the run can be watched; train.jsonl in run_dir has the figures in any case.
+
+    Raises:
+        InvalidRequestError: an address is not host:port.
+    """
+
+    listen: str | None = None
+    """host:port at which Prometheus finds /metrics; port 0 takes a free one. Off by default."""
+    tensorboard: Path | None = None
+    """Folder for TensorBoard event files, of this run alone; needs the extra tensorboard. Off by default."""
+
+    def __post_init__(self) -> None:
+        if self.listen is not None:
+            host, _, port = self.listen.rpartition(":")
+            is_address = bool(host) and port.isdecimal() and int(port) < 65536
+            check(self, "listen", is_address, "host:port, for example 127.0.0.1:9101")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlarmSettings:
+    """Lines that a healthy run does not cross. inf turns off one that is an upper limit, 0 one that is a lower.
+
+    Raises:
+        InvalidRequestError: a number is out of range.
+    """
+
+    steps: int = 3
+    """Steps in a row beyond a line that raise its alarm; three times as many within it end the alarm."""
+    replay_share: float = 0.7
+    """Upper limit of the share of replay groups, unless the groups are fresh enough."""
+    replay_share_staleness: float = 2.0
+    """Mean staleness of a batch up to which any share of replay is fresh enough."""
+    staleness: float | None = None
+    """Upper limit of the staleness of any group. Default: 10, or 3 where behaviour weights do not correct for it, above
+    replay.min_staleness."""
+    kl: float = 0.3
+    """Upper limit of the KL of replayed tokens, nats per token (k3 estimate)."""
+    ess: float = 0.5
+    """Lower limit of the effective sample size of replayed tokens, as a share of them."""
+    weight_p99: float = 4.0
+    """Upper limit of the behaviour weight that 1 % of replayed tokens exceed, before any cap."""
+    effective_ratio: float = 0.05
+    """Lower limit of the effective share of fresh groups."""
+    entropy_share: float = 0.25
+    """Lower limit of the entropy, as a share of its mean over the first five steps of the run."""
+    grad_norm: float = 10.0
+    """Upper limit of the mean gradient norm, in multiples of optimizer.max_grad_norm."""
+
+    def __post_init__(self) -> None:
+        check_from(self, steps=1, ess=0, effective_ratio=0, entropy_share=0)
+        for name in ("replay_share", "replay_share_staleness", "kl", "weight_p99", "grad_norm"):
+            check(self, name, getattr(self, name) >= 0, "at least 0, or inf")
+        check(self, "staleness", self.staleness is None or self.staleness >= 0, "at least 0, or inf")
 
 
 def check_from(section: Any, **lows: float) -> None:

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from groupreplay import (
@@ -19,6 +20,7 @@ from groupreplay import (
     LeaseExpiredError,
     Policy,
     ServiceUnavailableError,
+    Severity,
     ShuttingDownError,
     StoreUnavailableError,
     TableExistsError,
@@ -51,6 +53,10 @@ class StopRequestedError(Exception):
     """The trainer was told to stop while it waited or worked."""
 
 
+class StarvedError(RuntimeError):
+    """No batch became ready within max_wait_s."""
+
+
 class ServiceCalls:
     """The calls of one trainer, on its table. While the service is away they wait, until `stop` is set."""
 
@@ -64,6 +70,7 @@ class ServiceCalls:
         self._ranks = ranks
         self._extend_at = 0.0
         self._away = False
+        self._away_s = 0.0
 
     def create_table(self) -> None:
         """Create the table, or find it with the same fill rule, order and weights. Its limits may be others by now.
@@ -97,20 +104,22 @@ class ServiceCalls:
         """Wait for the batch of a step, saying now and then what is missing. The same step again: the same batch.
 
         Raises:
+            StarvedError: no batch within max_wait_s; the message has what is missing.
             StepConflictError: the step is committed.
             StopRequestedError: told to stop; the lease may have been given all the same.
         """
         settings = self._settings
-        started = time.monotonic()
+        started, away_before_s = time.monotonic(), self._away_s
         report_at = started + settings.report_s
+
+        def waited_s() -> float:
+            return time.monotonic() - started - (self._away_s - away_before_s)
+
         while True:
             try:
                 batch = self._take_batch(step)
             except BatchNotReadyError as error:
-                if time.monotonic() >= report_at:
-                    waited_s = time.monotonic() - started
-                    _log.info("step %d has waited %.0f s for its batch; last answer: %s", step, waited_s, error)
-                    report_at = time.monotonic() + settings.report_s
+                report_at = self._ranks.first(partial(self._wait_on, step, error, waited_s(), report_at))
                 self.check_stop()
             else:
                 # After a restart this may be a lease that the trainer before had held for long.
@@ -125,11 +134,12 @@ class ServiceCalls:
             BatchNotReadyError: it is not.
         """
         settings = self._settings
+        longest_s = POLL_S if settings.max_wait_s is None else min(POLL_S, settings.max_wait_s)
         names: dict[str, Any] = {"run": settings.run, "table": settings.table, "lease_id": settings.lease_id(step)}
         lease = names | {
             "batch_size": settings.batch_size,
             "lease_s": settings.lease_s,
-            "timeout_s": min(POLL_S, settings.report_s),
+            "timeout_s": min(longest_s, settings.report_s),
             "holder": settings.trainer_id,
         }
         if self._ranks.size == 1:
@@ -142,6 +152,34 @@ class ServiceCalls:
         read = {item.group.group_id: item for share in shares for item in share}
         groups = tuple(read[item.group_id] for item in outline.groups)
         return Batch(**{field.name: getattr(outline, field.name) for field in fields(outline)} | {"groups": groups})
+
+    def _wait_on(self, step: int, error: BatchNotReadyError, waited_s: float, report_at: float) -> float:
+        """Say now and then what is missing; return when to say it next.
+
+        Raises:
+            StarvedError: max_wait_s are over.
+        """
+        settings = self._settings
+        if settings.max_wait_s is not None and waited_s >= settings.max_wait_s:
+            raise StarvedError(
+                f"step {step} has waited {waited_s:.0f} s for its batch, and max_wait_s is {settings.max_wait_s:g}: "
+                f"{self._what_is_missing(error)}"
+            ) from error
+        if time.monotonic() < report_at:
+            return report_at
+        _log.info("step %d has waited %.0f s for its batch: %s", step, waited_s, self._what_is_missing(error))
+        return time.monotonic() + settings.report_s
+
+    def _what_is_missing(self, error: BatchNotReadyError) -> str:
+        """Return what the service's diagnosis says in words, or the last answer where it cannot be had."""
+        settings = self._settings
+        try:
+            found = self._client.diagnose(run=settings.run, table=settings.table, batch_size=settings.batch_size)
+        except GroupReplayError:
+            return str(error)
+        # It says no_demand where nobody waits for a batch: this trainer does, but asks the question between two calls.
+        serious = [it.text for it in found.findings if it.severity is not Severity.INFO and it.code != "no_demand"]
+        return " ".join(serious) or str(error)
 
     def keep_lease(self, step: int) -> None:
         """Extend the lease of a step if less than half its time is left. Failure is logged: the commit decides."""
@@ -229,4 +267,6 @@ class ServiceCalls:
     def _answered(self, away_since: float | None) -> None:
         self._away = False
         if away_since is not None:
-            _log.warning("the service answers again after %.0f s", time.monotonic() - away_since)
+            away_s = time.monotonic() - away_since
+            self._away_s += away_s
+            _log.warning("the service answers again after %.0f s", away_s)

@@ -2,14 +2,17 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from groupreplay import TableConfig
 from groupreplay.groups import check_name
 from groupreplay_trainer.algorithms import ARMS, Algorithm, Arm
 from groupreplay_trainer.loss_config import LossConfig
 from groupreplay_trainer.sections import (
+    AlarmSettings,
     LossSettings,
     MemorySettings,
+    MetricsSettings,
     ModelSettings,
     OptimizerSettings,
     Preset,
@@ -63,18 +66,29 @@ class TrainerSettings:
     policy clock goes back, and groups of later policies leave its tables."""
     lease_s: float = 600.0
     """Seconds after which the groups of a trainer that fell silent go back. Extended while it works."""
+    on_nonfinite: Literal["stop", "skip-step", "skip-update"] = "stop"
+    """What to do with a step whose loss, gradient or weights are not finite; its batch is kept in run_dir/rejected.
+    stop: undo the step, give its groups back and end; skip-step: undo it, count its groups as used and go on, but end
+    at the third in a row; skip-update: leave out the one update whose loss or gradient it was, and keep no batch."""
+    max_wait_s: float | None = None
+    """Seconds to wait for a batch while the service answers, before giving up with what it says is missing. Unlimited
+    by default."""
     report_s: float = 60.0
     """Seconds between two log lines about what the trainer waits for."""
     call_timeout_s: float = 30.0
     """Seconds until a single call to the service is given up and started anew."""
     keep_weights: int = 4
     """Published policy versions kept, at least 2."""
+    progress: bool = True
+    """Show a progress bar in place of a log line for each step, where standard error is a terminal."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     memory: MemorySettings = field(default_factory=MemorySettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    alarms: AlarmSettings = field(default_factory=AlarmSettings)
 
     def __post_init__(self) -> None:
         """Check the ranges, and that the sections go together."""
@@ -84,6 +98,7 @@ class TrainerSettings:
         check_from(self, steps=0, batch_size=1, keep_weights=2, seed=0)
         for name in ("report_s", "call_timeout_s"):
             check(self, name, 0 < getattr(self, name) < float("inf"), "finite and above 0")
+        check(self, "max_wait_s", self.max_wait_s is None or self.max_wait_s > 0, "above 0")
         check(self, "lease_s", 1 <= self.lease_s <= 86400, "1 to 86400 seconds")
         check(self, "threads", self.threads is None or self.threads >= 1, "at least 1")
         self.loss_config()

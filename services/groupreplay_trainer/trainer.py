@@ -10,9 +10,11 @@ and each changes nothing the second time. Policy version n is the weights after 
 import logging
 import threading
 import time
+from collections import deque
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import torch
 
@@ -27,6 +29,7 @@ from groupreplay import (
 )
 from groupreplay.torch.advantages import AdvantageEstimator
 from groupreplay.torch.collate import MinibatchUnit, TrainingBatch, collate
+from groupreplay_trainer.alarms import Alarms
 from groupreplay_trainer.checkpoint import (
     CheckpointFolder,
     Progress,
@@ -34,16 +37,19 @@ from groupreplay_trainer.checkpoint import (
     TrainingStateError,
 )
 from groupreplay_trainer.diagnostics import group_feedback
+from groupreplay_trainer.failures import MAX_REJECTED_IN_A_ROW, NonFiniteError, RejectedStepError, explaining_memory
 from groupreplay_trainer.policy_model import ModelOptions, PolicyModel, load_policy_model
 from groupreplay_trainer.publish import WeightsFolder
 from groupreplay_trainer.ranks import Ranks
+from groupreplay_trainer.rejected import write_rejected
 from groupreplay_trainer.run_folder import RunFolder
 from groupreplay_trainer.sections import OptimizerSettings
 from groupreplay_trainer.service_calls import ServiceCalls, StopRequestedError
 from groupreplay_trainer.settings import TrainerSettings
 from groupreplay_trainer.step_log import GROUP_LOG, TRAIN_LOG, StepLog
-from groupreplay_trainer.step_record import diagnose, group_record, summary, train_record
+from groupreplay_trainer.step_record import diagnose, group_record, train_record
 from groupreplay_trainer.update import PolicyUpdater, UpdateReport, UpdateSettings
+from groupreplay_trainer.watching import StepWatcher, Undoing, open_watchers
 
 _ALONE: Final = Ranks()
 _log = logging.getLogger(__name__)
@@ -61,7 +67,10 @@ def run_trainer(settings: TrainerSettings, *, stop: threading.Event) -> None:
         TrainingConflictError: the service's record of the run does not fit the run folder.
         FileNotFoundError, ValueError: the model cannot be loaded, or a group cannot be trained on.
         ModuleNotFoundError: it is a Hugging Face model, and transformers is not installed.
-        TrainingMemoryError: a pass does not fit into memory.
+        OSError, ModuleNotFoundError: metrics cannot be shown where the settings say.
+        StarvedError: no batch within max_wait_s.
+        RejectedStepError: a step met numbers that are not finite, and the settings do not leave it out.
+        TrainingMemoryError: a step does not fit into memory.
         GroupReplayError: the service refused a call, and would again.
     """
     if settings.threads is not None:
@@ -72,10 +81,29 @@ def run_trainer(settings: TrainerSettings, *, stop: threading.Event) -> None:
         model = load_policy_model(settings.model.path, model_options(settings), ranks=ranks)
         reference = load_reference(settings, ranks)
         client = stack.enter_context(Client(settings.server, timeout_s=settings.call_timeout_s))
-        trainer = Trainer(
-            settings, client=client, model=model, reference=reference, folder=folder, stop=stop, ranks=ranks
-        )
-        trainer.run()
+        watchers: list[StepWatcher] = []
+        ranks.first(lambda: watchers.extend(stack.enter_context(open_watchers(settings))))
+        Trainer(
+            settings,
+            client=client,
+            model=model,
+            folder=folder,
+            stop=stop,
+            reference=reference,
+            watchers=watchers,
+            ranks=ranks,
+        ).run()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Trained:
+    """What became of a batch."""
+
+    rollouts: TrainingBatch | None = None
+    """None where it has no groups."""
+    report: UpdateReport | None = None
+    """None where no update was made; then the model is as before."""
+    rejected: bool = False
 
 
 class Trainer:
@@ -91,6 +119,7 @@ class Trainer:
         stop: threading.Event,
         reference: PolicyModel | None = None,
         ranks: Ranks = _ALONE,
+        watchers: Sequence[StepWatcher] = (),
     ) -> None:
         """Wire the parts; reads and calls nothing.
 
@@ -102,6 +131,7 @@ class Trainer:
             stop: set it, and `run` returns soon.
             reference: the policy that loss.kl_coefficient keeps the model near; needed where that is above 0.
             ranks: the processes that train this model together; the model is divided among them already.
+            watchers: told of every step; open, stay open.
         """
         self._settings = settings
         self._ranks = ranks
@@ -112,6 +142,9 @@ class Trainer:
         self._checkpoints = CheckpointFolder(folder.checkpoints)
         self._weights = WeightsFolder(settings.weights_folder, keep=settings.keep_weights, ranks=ranks)
         self._step_log = StepLog(folder.path)
+        self._rejected = folder.rejected
+        self._alarms = Alarms(settings)
+        self._watchers = watchers
         self._progress = Progress(run=settings.run, table=settings.table, step=0, lease_id="")
         self._updater = PolicyUpdater(
             model,
@@ -135,6 +168,7 @@ class Trainer:
         try:
             self._calls.create_table()
             self._resume()
+            self._tell_where_it_goes_on()
             while self._progress.step < self._settings.steps:
                 self._train_step(self._progress.step + 1)
         except StopRequestedError:
@@ -190,53 +224,75 @@ class Trainer:
         _log.info("a new run: policy version 0 is %s", self._settings.model.path)
 
     def _train_step(self, step: int) -> None:
-        """Take a batch, train on it, and make that durable; then tell the service."""
+        """Take a batch, train on it, and make that durable; then tell the service, and whoever watches."""
         started = time.monotonic()
         try:
             batch = self._calls.next_batch(step)
             waiting_s = time.monotonic() - started
-            report, rollouts = self._train_on(batch)
-            diagnostics = diagnose(batch, rollouts, report)
-            totals = self._progress.counters.plus(batch, updates=len(report.losses) if report else 0)
-            line = train_record(
-                step,
-                batch,
-                diagnostics=diagnostics,
-                totals=totals,
-                waiting_s=waiting_s,
-                training_s=time.monotonic() - started - waiting_s,
-            )
-            records = {TRAIN_LOG: line, GROUP_LOG: group_record(step, batch)}
-            lengths = self._ranks.first(lambda: self._step_log.append(records))
-            found = group_feedback(batch, rollouts, report.proximal.logprobs_BT) if report and rollouts else ()
-            self._save(
-                replace(
-                    self._progress,
-                    step=step,
-                    lease_id=batch.lease_id,
-                    counters=totals,
-                    log_lengths=lengths,
-                    feedback=found,
-                )
-            )
+            with explaining_memory(batch, self._settings.memory):
+                trained = self._train_on(batch)
+            training_s = time.monotonic() - started - waiting_s
+            line = self._save_step(step, batch, trained, waiting_s=waiting_s, training_s=training_s)
         except StepConflictError as error:
             raise _step_conflict(step, error) from error
         except Exception:
             # Nothing of the step is on disk: its groups go back now, not when the lease runs out.
             self._calls.release(step)
             raise
-        _log.info("%s", summary(line))
         self._complete_step(Policy(run=self._settings.run, version=step - 1))
+        if self._progress.step < step:
+            self._tell_where_it_goes_on()
+            return
+        publishing_s = time.monotonic() - started - waiting_s - training_s
+        for watcher in self._watchers:
+            watcher.finished({**line, "publishing_s": publishing_s})
 
-    def _train_on(self, batch: Batch) -> tuple[UpdateReport | None, TrainingBatch | None]:
-        """Update the model. There is no report where the batch holds nothing to train on; then nothing was changed."""
+    def _save_step(
+        self, step: int, batch: Batch, trained: _Trained, *, waiting_s: float, training_s: float
+    ) -> dict[str, Any]:
+        """Log a step and write its checkpoint; return its line of train.jsonl."""
+        report, rollouts, rejected = trained.report, trained.rollouts, trained.rejected
+        updates = len(report.losses) if report else 0
+        totals = self._progress.counters.plus(batch, updates=updates, rejected=rejected)
+        line = train_record(
+            step,
+            batch,
+            diagnostics=diagnose(batch, rollouts, report),
+            totals=totals,
+            updates=updates,
+            tokens=rollouts.trained_tokens if rollouts else 0,
+            lr=self._settings.optimizer.lr_at(step, steps=self._settings.steps),
+            rejected=rejected,
+            waiting_s=waiting_s,
+            training_s=training_s,
+            at_unix_s=time.time(),
+        )
+        line["alarms"] = self._ranks.first(lambda: self._alarms.judge(line))
+        records = {TRAIN_LOG: line, GROUP_LOG: group_record(step, batch)}
+        lengths = self._ranks.first(lambda: self._step_log.append(records))
+        found = group_feedback(batch, rollouts, report.proximal.logprobs_BT) if report and rollouts else ()
+        self._save(
+            replace(
+                self._progress,
+                step=step,
+                lease_id=batch.lease_id,
+                counters=totals,
+                log_lengths=lengths,
+                feedback=found,
+                rejected_in_a_row=self._progress.rejected_in_a_row + 1 if rejected else 0,
+            )
+        )
+        return line
+
+    def _train_on(self, batch: Batch) -> _Trained:
+        """Update the model; leave it as it was where the batch holds nothing to train on, or is rejected."""
         if not batch.groups:
             _log.warning(
                 "%s: none of the %d fresh groups is effective, and there is no replay yet: no update",
                 batch.lease_id,
                 batch.fresh,
             )
-            return None, None
+            return _Trained()
         rollouts = collate(
             batch,
             pad_token_id=self._model.pad_token_id,
@@ -246,9 +302,30 @@ class Trainer:
         )
         if not rollouts.trained_tokens:
             _log.warning("the loss masks of batch %s leave out every token: no update", batch.lease_id)
-            return None, rollouts
+            return _Trained(rollouts=rollouts)
         self._set_learning_rate(self._progress.step + 1)
-        return self._updater.update(rollouts), rollouts
+        try:
+            return _Trained(rollouts=rollouts, report=self._updater.update(rollouts))
+        except NonFiniteError as error:
+            self._reject(batch, rollouts, error)
+            return _Trained(rollouts=rollouts, rejected=True)
+
+    def _reject(self, batch: Batch, rollouts: TrainingBatch, error: NonFiniteError) -> None:
+        """Keep a batch for a look, and undo what it did to the model.
+
+        Raises:
+            RejectedStepError: the settings do not leave such a step out, or too many came in a row.
+        """
+        done, settings = self._progress, self._settings
+        step, in_a_row = done.step + 1, done.rejected_in_a_row + 1
+        report = self._ranks.first(
+            lambda: write_rejected(self._rejected, step, batch, rollouts, error, settings=settings)
+        )
+        self._take_over(self._checkpoints.load(done.step))
+        self._tell_of_undone("nonfinite")
+        if settings.on_nonfinite != "skip-step" or in_a_row >= MAX_REJECTED_IN_A_ROW:
+            raise RejectedStepError(step, error, report=report, in_a_row=in_a_row)
+        _log.error("step %d makes no update: %s. Likely: %s. See %s", step, error, error.causes, report)
 
     def _set_learning_rate(self, step: int) -> None:
         settings = self._settings
@@ -317,6 +394,7 @@ class Trainer:
             ) from error
         self._ranks.first(lambda: self._checkpoints.drop(step))
         self._take_over(state)
+        self._tell_of_undone("lease_lost")
         _log.error("step %d was undone, so that no group is trained twice; going on after step %d", step, step - 1)
 
     def _take_over(self, state: TrainingState) -> None:
@@ -328,7 +406,17 @@ class Trainer:
             )
         state.restore(model=self._model, optimizer=self._optimizer, generator=self._generator)
         self._ranks.first(lambda: self._step_log.cut(progress.log_lengths))
+        self._alarms.restart(self._step_log.read(TRAIN_LOG))
         self._progress = progress
+
+    def _tell_where_it_goes_on(self) -> None:
+        newest = deque(self._step_log.read(TRAIN_LOG), maxlen=1)
+        for watcher in self._watchers:
+            watcher.resumed(self._progress.step, newest[0] if newest else None)
+
+    def _tell_of_undone(self, reason: Undoing) -> None:
+        for watcher in self._watchers:
+            watcher.undone(reason)
 
     def _save(self, progress: Progress) -> None:
         state = TrainingState.capture(
@@ -394,6 +482,7 @@ def update_settings(settings: TrainerSettings) -> UpdateSettings:
         max_grad_norm=settings.optimizer.max_grad_norm,
         entropy_coefficient=settings.loss.entropy_coefficient,
         kl_coefficient=settings.loss.kl_coefficient,
+        skip_nonfinite_updates=settings.on_nonfinite == "skip-update",
     )
 
 

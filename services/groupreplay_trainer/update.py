@@ -17,9 +17,10 @@ from torch.optim import Optimizer
 
 from groupreplay.torch.collate import MinibatchUnit, TrainingBatch, split_microbatches, split_minibatches
 from groupreplay_trainer.diagnostics import TokenTally
+from groupreplay_trainer.failures import NonFinite, NonFiniteError
 from groupreplay_trainer.loss import LossConfig, decoupled_loss, entropy_bonus, kl_to_reference
 from groupreplay_trainer.policy_model import PolicyModel, TokenScores
-from groupreplay_trainer.ranks import Ranks, split_shares, whole_norm
+from groupreplay_trainer.ranks import Ranks, own_part, split_shares, whole_norm
 
 _ALONE: Final = Ranks()
 _log = logging.getLogger(__name__)
@@ -43,10 +44,8 @@ class UpdateSettings:
     entropy_coefficient: float
     kl_coefficient: float = 0.0
     """Weight of the KL to the reference policy."""
-
-
-class TrainingMemoryError(RuntimeError):
-    """A forward or backward pass does not fit into memory."""
+    skip_nonfinite_updates: bool = False
+    """Leave out an update whose loss or gradient is not finite, and go on with the next, rather than raise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,7 +58,7 @@ class UpdateReport:
     grad_norms: tuple[float, ...]
     """Before clipping."""
     skipped: int
-    """Updates left out because their gradient was not finite."""
+    """Updates left out because their loss or gradient was not finite."""
     fresh: TokenTally
     replay: TokenTally
     reference_kl: float | None = None
@@ -113,11 +112,12 @@ class PolicyUpdater:
 
         Raises:
             ValueError: no token of the batch is to be trained on.
-            TrainingMemoryError: a pass does not fit into memory; the model may be half-updated.
+            NonFiniteError: a log probability, loss, gradient or weight is not finite; the model may be half-updated.
         """
         if not batch.trained_tokens:
             raise ValueError("the loss masks leave out every token of the batch; there is nothing to train on")
         proximal = self._scores(self._model, batch)
+        _check_logprobs(proximal.logprobs_BT, batch.response_mask_BT)
         reference = None if self._reference is None else self._scores(self._reference, batch).logprobs_BT
         minibatches = split_minibatches(
             batch.group_index_B,
@@ -128,7 +128,7 @@ class PolicyUpdater:
         denominator = batch.trained_tokens / len(minibatches)
         fresh, replay = TokenTally(), TokenTally()
         losses, grad_norms = [], []
-        for minibatch_N in minibatches:
+        for number, minibatch_N in enumerate(minibatches, 1):
             loss = self._accumulate(
                 batch,
                 minibatch_N,
@@ -138,10 +138,13 @@ class PolicyUpdater:
                 fresh=fresh,
                 replay=replay,
             )
-            grad_norm = self._apply_gradient()
-            if math.isfinite(grad_norm):
+            grad_norm = self._apply_gradient(loss)
+            if math.isfinite(loss) and math.isfinite(grad_norm):
                 losses.append(loss)
                 grad_norms.append(grad_norm)
+            else:
+                self._leave_out(f"update {number} of {len(minibatches)}", loss, grad_norm, proximal.logprobs_BT)
+        self._check_weights(proximal.logprobs_BT)
         return UpdateReport(
             proximal=proximal,
             losses=tuple(losses),
@@ -162,7 +165,7 @@ class PolicyUpdater:
                 self._score(model, _shortest(batch))
                 continue
             piece = batch.select(rows_N)
-            with _memory_explained(piece):
+            with _noting(piece):
                 scores = self._score(model, piece)
             width = piece.token_ids_BT.shape[1]
             logprobs_BT[rows_N, :width] = scores.logprobs_BT.masked_fill(~piece.response_mask_BT, 0.0)
@@ -189,7 +192,7 @@ class PolicyUpdater:
                 continue
             piece = batch.select(rows_N)
             width = piece.token_ids_BT.shape[1]
-            with _memory_explained(piece):
+            with _noting(piece):
                 scores = self._score(self._model, piece)
                 loss, metrics = decoupled_loss(
                     scores.logprobs_BT,
@@ -222,16 +225,30 @@ class PolicyUpdater:
             return 0.0
         return coefficient * entropy_bonus(scores.entropy_BT, piece.response_mask_BT, denominator=denominator)
 
-    def _apply_gradient(self) -> float:
-        """Make one optimizer update, unless the gradient is not finite; return its norm before clipping."""
+    def _apply_gradient(self, loss: float) -> float:
+        """Make one optimizer update, unless loss or gradient is not finite; return the norm before clipping."""
         norm = whole_norm(clip_grad_norm_(self._model.parameters(), self._settings.max_grad_norm))
-        if math.isfinite(norm):
+        if math.isfinite(loss) and math.isfinite(norm):
             self._optimizer.step()
-        else:
-            # One such update would make every weight nan, and the run worthless.
-            _log.error("left out an update whose gradient norm is %s", norm)
         self._optimizer.zero_grad()
         return norm
+
+    def _leave_out(self, which: str, loss: float, grad_norm: float, proximal_logprobs_BT: Tensor) -> None:
+        """Log an update that was not made, or raise NonFiniteError."""
+        what = f"the loss of {which} is {loss}, the norm of its gradient {grad_norm}"
+        if not self._settings.skip_nonfinite_updates:
+            kind = NonFinite.GRADIENT if math.isfinite(loss) else NonFinite.LOSS
+            raise NonFiniteError(kind, what, proximal_logprobs_BT=proximal_logprobs_BT)
+        _log.error("left out an update: %s", what)
+
+    def _check_weights(self, proximal_logprobs_BT: Tensor) -> None:
+        """Raise NonFiniteError if an update from a finite gradient has made weights that are not."""
+        parameters = self._model.parameters()
+        flags = torch.tensor([not bool(torch.isfinite(own_part(parameter)).all()) for parameter in parameters]).int()
+        broken = int((self._ranks.sum(flags) > 0).sum())
+        if broken:
+            what = f"after the step {broken} of {len(parameters)} parameter tensors are not finite"
+            raise NonFiniteError(NonFinite.WEIGHTS, what, proximal_logprobs_BT=proximal_logprobs_BT)
 
     def _score(self, model: PolicyModel, piece: TrainingBatch) -> TokenScores:
         self._on_progress()
@@ -271,27 +288,25 @@ def _shortest(batch: TrainingBatch) -> TrainingBatch:
 
 
 @contextmanager
-def _memory_explained(piece: TrainingBatch) -> Iterator[None]:
-    """Turn what torch says of memory into what to do about it.
-
-    Raises:
-        TrainingMemoryError: the pass did not fit into memory.
-    """
+def _noting(piece: TrainingBatch) -> Iterator[None]:
+    """Add to errors, which may be about memory, what was computed."""
     try:
         yield
-    except RuntimeError as error:
-        # The CPU's allocator has no exception of its own.
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
-            raise
+    except (RuntimeError, MemoryError) as error:
         rollouts, width = piece.token_ids_BT.shape
-        raise TrainingMemoryError(
-            f"a pass over {rollouts} rollouts of up to {width} tokens ({int(piece.lengths_B.sum())} without padding) "
-            "does not fit into memory: lower memory.tokens_at_once, turn on memory.activation_checkpointing, or limit "
-            f"the length of responses at the generator ({error})"
-        ) from error
+        error.add_note(f"in a pass over {rollouts} rollouts of up to {width} tokens")
+        raise
 
 
 def _token_mean_kl(batch: TrainingBatch, proximal_BT: Tensor, reference_BT: Tensor | None) -> float | None:
     if reference_BT is None:
         return None
     return kl_to_reference(proximal_BT, reference_BT, batch.response_mask_BT).item()
+
+
+def _check_logprobs(proximal_logprobs_BT: Tensor, response_mask_BT: Tensor) -> None:
+    trained_N = proximal_logprobs_BT[response_mask_BT]
+    broken = int((~torch.isfinite(trained_N)).sum())
+    if broken:
+        what = f"{broken} of {len(trained_N)} tokens have no finite log probability under the policy before the step"
+        raise NonFiniteError(NonFinite.LOGPROBS, what, proximal_logprobs_BT=proximal_logprobs_BT)

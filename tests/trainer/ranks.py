@@ -15,11 +15,12 @@ from safetensors.torch import save_file
 from groupreplay import Batch, DeliveredGroup, GroupSource, RolloutGroup
 from groupreplay.torch.collate import collate
 from groupreplay_trainer.checkpoint import CheckpointFolder, Progress, TrainingState
+from groupreplay_trainer.failures import TrainingMemoryError
 from groupreplay_trainer.loss import LossConfig
 from groupreplay_trainer.policy_model import ModelOptions, load_policy_model
 from groupreplay_trainer.publish import WeightsFolder
 from groupreplay_trainer.ranks import Ranks
-from groupreplay_trainer.update import PolicyUpdater, TrainingMemoryError, UpdateSettings
+from groupreplay_trainer.update import PolicyUpdater, UpdateSettings
 
 
 def make_batch() -> Batch:
