@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from groupreplay import Batch, DeliveredGroup, GroupSource, RolloutGroup
 from groupreplay.torch.collate import collate
 from groupreplay_trainer.checkpoint import CheckpointFolder, Progress, TrainingState
-from groupreplay_trainer.failures import TrainingMemoryError
+from groupreplay_trainer.failures import NonFiniteError, TrainingMemoryError
 from groupreplay_trainer.loss import LossConfig
 from groupreplay_trainer.policy_model import ModelOptions, load_policy_model
 from groupreplay_trainer.publish import WeightsFolder
@@ -63,13 +63,13 @@ def make_batch() -> Batch:
 def train(request: dict[str, Any], ranks: Ranks) -> None:
     """Make the updates that a request asks for, from a checkpoint if it names one, and write what came out.
 
-    The request: model, options, minibatches, tokens_at_once, steps, folder, resume (a step, or null), failing_rank.
+    The request: model, options, minibatches, tokens_at_once, steps, folder, resume (a step, or null), lr, failing_rank.
     """
     options = ModelOptions(**request["options"])
     model = load_policy_model(request["model"], options, ranks=ranks)
     reference = load_policy_model(request["model"], options, ranks=ranks)
     # With the usual epsilon the smallest gradients, which are rounding alone, make steps as large as any.
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003, eps=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=request["lr"], eps=1e-3)
     generator = torch.Generator().manual_seed(0)
     folder = Path(request["folder"])
     checkpoints = CheckpointFolder(folder / "checkpoints")
@@ -101,7 +101,13 @@ def train(request: dict[str, Any], ranks: Ranks) -> None:
         on_progress=fail_if_asked,
     )
     batch = collate(make_batch(), pad_token_id=model.pad_token_id)
-    reports = [updater.update(batch) for _ in range(request["steps"])]
+    try:
+        reports = [updater.update(batch) for _ in range(request["steps"])]
+    except NonFiniteError as error:
+        broken = error.kind.value
+        kinds = ranks.exchange(lambda: broken)
+        ranks.first(lambda: (folder / "kinds.json").write_text(json.dumps(kinds)))
+        return
     progress = Progress(run="r", table="t", step=done + request["steps"], lease_id="l")
     state = TrainingState.capture(progress, model=model, optimizer=optimizer, generator=generator, ranks=ranks)
     ranks.first(lambda: checkpoints.save(state))

@@ -35,6 +35,7 @@ REQUEST: dict[str, Any] = {
     "tokens_at_once": 30,
     "steps": 2,
     "resume": None,
+    "lr": 0.003,
     "failing_rank": None,
 }
 
@@ -122,6 +123,16 @@ def test_a_checkpoint_does_not_depend_on_the_number_of_ranks(
 def last_step(report: dict[str, Any]) -> dict[str, Any]:
     """Return a report of the last step alone."""
     return report | {name: report[name][-1] for name in ("losses", "grad_norms", "kl")}
+
+
+@pytest.mark.slow
+def test_all_ranks_find_that_an_update_broke_the_policy(tmp_path: Path) -> None:
+    """What is not finite on one of them ends the update of each in the same way, so that they undo it together."""
+    request = REQUEST | {"model": "builtin:addition", "folder": str(tmp_path), "lr": 1e30}
+    launched(str(RANKS), json.dumps(request), ranks=2)
+    kinds = json.loads((tmp_path / "kinds.json").read_text())
+    assert len(kinds) == 2
+    assert len(set(kinds)) == 1
 
 
 @pytest.mark.slow
