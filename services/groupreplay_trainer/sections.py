@@ -157,7 +157,7 @@ class MemorySettings:
         InvalidRequestError: a number is out of range.
     """
 
-    tokens_at_once: int = 16384
+    tokens_at_once: int = 8192
     """Tokens in one forward pass, prompts and padding included; lower it where memory is short. A single rollout that
     is longer goes through alone."""
     max_rollouts_at_once: int | None = None
