@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from groupreplay_generator.engines import Sampling
 from groupreplay_generator.engines.torch_engine import TorchEngine
-from groupreplay_generator.tasks import Problem, Split, Task, create_task
+from groupreplay_generator.tasks import Problem, SolvableTask, Split, Task, create_task
 from groupreplay_generator.tasks.addition import AdditionTask
 from groupreplay_generator.tasks.countdown import CountdownTask
 from groupreplay_tinylm import CharTokenizer, TinyLM, TinyLMConfig, builtin_checkpoint, save_checkpoint
@@ -45,18 +45,18 @@ class Recipe:
     """
 
     config: TinyLMConfig
-    make_tasks: Callable[[int], Sequence[Task[Any]]]
+    make_tasks: Callable[[int], Sequence[SolvableTask[Any]]]
     measured_tasks: tuple[str, ...]
     steps: int
     learning_rate: float
 
 
-def addition_tasks(seed: int) -> Sequence[Task[Any]]:
+def addition_tasks(seed: int) -> Sequence[SolvableTask[Any]]:
     """Return 256 additions."""
     return [AdditionTask(seed=seed, train_problems=256, heldout_problems=1)]
 
 
-def countdown_tasks(seed: int) -> Sequence[Task[Any]]:
+def countdown_tasks(seed: int) -> Sequence[SolvableTask[Any]]:
     """Return 192 games with three numbers and 64 with four."""
     return [
         CountdownTask(numbers=3, seed=seed, train_problems=192, heldout_problems=1),
