@@ -14,7 +14,8 @@ INSTRUCTION: Final = "Give the final answer, and nothing else, between <answer> 
 MAX_RESPONSE_TOKENS: Final = 1024
 
 _NEEDS_CONFIGURATION: Final = frozenset({"composite"})
-_ENTRIES: Final = 1_000_000
+_DATASET_ENTRIES: Final = 4000
+"""Some data sets prepare all their entries at once, in milliseconds each, and some allow no more than 20000."""
 _BARREN_DRAWS: Final = 1000
 """So many entries one after the other that bring no new problem to a split: it has no more."""
 
@@ -43,7 +44,6 @@ class ReasoningGymTask:
             ValueError: there is no task of that name, or a number is below 1.
             ImportError: reasoning-gym is not installed.
         """
-        gym = _import()
         if dataset_name not in dataset_names():
             near = difflib.get_close_matches(dataset_name, dataset_names(), n=5, cutoff=0.5)
             hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(dataset_names())}"
@@ -54,7 +54,7 @@ class ReasoningGymTask:
                 raise ValueError(f"the split {split!r} needs at least one problem, got {count}")
         self._name = dataset_name
         self._seed = seed
-        self._dataset = gym.create_dataset(dataset_name, seed=_first_seed(dataset_name, seed), size=_ENTRIES)
+        self._dataset = self._make_dataset(0)
         self._problems: dict[Split, dict[str, Problem[Entry]]] = {"train": {}, "heldout": {}}
         self._listed: dict[Split, list[Problem[Entry]]] = {}
         self._drawn = 0
@@ -106,7 +106,7 @@ class ReasoningGymTask:
             raise ValueError(f"unknown split {split!r}; known: {', '.join(self._wanted)}")
         if split not in self._listed:
             found, barren = self._problems[split], 0
-            while len(found) < self._wanted[split] and barren < _BARREN_DRAWS and self._drawn < _ENTRIES:
+            while len(found) < self._wanted[split] and barren < _BARREN_DRAWS:
                 before = len(found)
                 self._draw_one()
                 barren = 0 if len(found) > before else barren + 1
@@ -114,12 +114,21 @@ class ReasoningGymTask:
         return self._listed[split]
 
     def _draw_one(self) -> None:
-        entry = _entry(self._dataset, self._drawn, f"{self.name}/{self._seed}/{self._drawn}")
+        number, index = divmod(self._drawn, _DATASET_ENTRIES)
+        if index == 0 and number:
+            self._dataset = self._make_dataset(number)
+        entry = _entry(self._dataset, index, f"{self.name}/{self._seed}/{self._drawn}")
         self._drawn += 1
         digest = hashlib.blake2b(entry["question"].encode(), digest_size=16).hexdigest()
         prompt_id = f"{self.name}/{digest}"
         problem = Problem(prompt_id=prompt_id, prompt_text=f"{entry['question']}\n\n{INSTRUCTION}", answer=entry)
         self._problems[split_of(prompt_id)].setdefault(prompt_id, problem)
+
+    def _make_dataset(self, number: int) -> Any:
+        """Return the data set of the given number. Entry i has its seed plus i, so the seeds must lie far apart."""
+        digest = hashlib.blake2b(f"{self._name}/{self._seed}/{number}".encode(), digest_size=4).digest()
+        seed = int.from_bytes(digest, "little") // 2
+        return _import().create_dataset(self._name, seed=seed, size=_DATASET_ENTRIES)
 
 
 def dataset_names() -> tuple[str, ...]:
@@ -133,12 +142,6 @@ def dataset_names() -> tuple[str, ...]:
 
 def _import() -> ModuleType:
     return import_extra("reasoning_gym", package="reasoning-gym", what=f"--task {PREFIX}:...")
-
-
-def _first_seed(name: str, seed: int) -> int:
-    """Return the seed of entry 0. Entry i has this plus i, so neighbouring seeds must lie far apart."""
-    digest = hashlib.blake2b(f"{name}/{seed}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little") // 2
 
 
 def _entry(dataset: Any, index: int, seed: str) -> Entry:
