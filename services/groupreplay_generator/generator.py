@@ -73,6 +73,7 @@ class Generator:
         self._made = 0
         self._usable = np.empty(0, np.int64)
         self._unfit: set[str] = set()
+        self._unfit_reason = ""
         self._status = "starts"
         self._incarnation = 0
         self._random = np.random.default_rng(settings.seed)
@@ -151,7 +152,9 @@ class Generator:
     async def _generate(self, count: int) -> list[RolloutGroup]:
         settings = self._settings
         if not self._usable.size:
-            raise ValueError(f"{settings.task} has no training problem that the policy can be asked")
+            raise ValueError(
+                f"{settings.task} has no training problem that the policy can be asked {self._unfit_reason}"
+            )
         # Without replacement: a batch holds one group per prompt.
         indices = self._random.choice(self._usable, size=min(count, self._usable.size), replace=False)
         problems = {int(index): self._task.problem(int(index), "train") for index in indices}
@@ -175,6 +178,7 @@ class Generator:
     def _leave_out(self, problem: Problem[Any], error: ValueError) -> None:
         """Take note of a problem that the engine cannot take; it is not tried again."""
         self._unfit.add(problem.prompt_id)
+        self._unfit_reason = f"({problem.prompt_id}: {error})"
         if len(self._unfit).bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...: a whole data set may be too long
             _log.warning("left out problem %s (%d so far): %s", problem.prompt_id, len(self._unfit), error)
 

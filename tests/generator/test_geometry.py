@@ -22,7 +22,7 @@ def problems(task: GeometryTask, kind: str) -> list[Problem[GeometryAnswer]]:
 def ink(problem: Problem[GeometryAnswer]) -> np.ndarray:
     """Return which pixels are black, [H, W]."""
     assert problem.image is not None
-    return problem.image[..., 0] == 0
+    return np.asarray(problem.image[..., 0] == 0)
 
 
 def test_area_and_perimeter_can_be_read_off_the_pixels(tiny: GeometryTask) -> None:
