@@ -54,7 +54,13 @@ async def publish(client: AsyncClient, weights: Path, folder: Path) -> None:
 @asynccontextmanager
 async def generating(server: RunningServer, **changes: Any) -> AsyncIterator[asyncio.Task[None]]:
     """Run a generator beside the test."""
-    values: dict[str, Any] = {"producer_id": "gen", "run": "r", "table": "t", "prompts_at_once": 4, "rollouts_per_prompt": 2}
+    values: dict[str, Any] = {
+        "producer_id": "gen",
+        "run": "r",
+        "table": "t",
+        "prompts_at_once": 4,
+        "rollouts_per_prompt": 2,
+    }
     task = asyncio.create_task(run_generator(GeneratorSettings(server=server.grpc_address, **(values | changes))))
     try:
         yield task
