@@ -12,7 +12,7 @@ PIP_VERSION := 26.3
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test test-long faults check format protos sync-client reference constraints wheel-test clean
+.PHONY: help demo test test-long faults experiment check format protos sync-client reference constraints wheel-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test-long: $(VENV)/dev-installed ## run the tests that take minutes: whole demos
 
 faults: $(VENV)/dev-installed ## kill services, Redis, trainers, producers under load, and look for losses; KILLS=50 SEED=0
 	@PYTHONPATH=tests $(BIN)/python -m faults --seed $(SEED) $(if $(KILLS),--kills $(KILLS)) $(ARGS)
+
+experiment: $(VENV)/demo-installed ## measure the paper's claims on the tiny model, hours; ARGS=--quick: minutes; again: goes on
+	@PYTHONPATH=benchmarks $(BIN)/python -m experiment $(ARGS)
 
 check: $(VENV)/dev-installed ## lint, types, import directions, generated files
 	$(BIN)/ruff check

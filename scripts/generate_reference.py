@@ -1,4 +1,4 @@
-"""Write docs/reference/errors.md and settings.md from the code; --check fails when the committed pages differ."""
+"""Write errors, metrics and settings of docs/reference from the code; --check fails when the committed pages differ."""
 
 import argparse
 import ast
@@ -6,13 +6,15 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_type_hints
 
 from groupreplay.errors import ERRORS, GroupReplayError
-from groupreplay_cli import COMMANDS, PREFIX
+from groupreplay_cli import COMMANDS, variable_of
+from groupreplay_trainer.alarms import ALARMS
+from groupreplay_trainer.metrics import ALARM, MEASURES, PREFIX, UNDONE, Measure
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs/reference"
 
@@ -41,15 +43,35 @@ def _first_line(cls: type[GroupReplayError]) -> str:
     return (cls.__doc__ or "").splitlines()[0]
 
 
+_SETTINGS_HEAD = """Each is a flag, an environment variable, or a line of a TOML file. An unknown one is refused.
+A flag beats a variable, a variable beats the file.
+
+The file is given with `--config run.toml` and has a section for each command; `--optimizer.lr` is `lr` in its section
+`[train.optimizer]`, `--batch-size` is `batch_size` in `[train]`:
+
+```toml
+[train]
+algorithm = "popo"
+batch_size = 64
+
+[train.optimizer]
+lr = 1e-4
+schedule = "cosine"
+
+[generate]
+task = "addition"
+```"""
+
+
 def settings_page() -> str:
     """Return the page of all settings of all commands."""
-    lines = ["# Settings", "", "Each is a flag, or an environment variable. An unknown one of either is refused.", ""]
+    lines = ["# Settings", "", _SETTINGS_HEAD, ""]
     for name, command in COMMANDS.items():
         module, _, attribute = command.settings.partition(":")
         settings = getattr(import_module(module), attribute)
         lines += [f"## groupreplay {name}", "", "| flag | variable | default | meaning |", "|---|---|---|---|"]
         lines += [
-            f"| `--{field.replace('_', '-')}` | `{PREFIX}{name.upper()}_{field.upper()}` | {default} | {meaning} |"
+            f"| `--{field.replace('_', '-')}` | `{variable_of(name, field)}` | {default} | {meaning} |"
             for field, default, meaning in _described_fields(settings)
         ]
         lines.append("")
@@ -65,9 +87,48 @@ def _described_fields(settings: type[Any]) -> Iterator[tuple[str, str, str]]:
         if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
             assert isinstance(statement.target, ast.Name)
             meanings[statement.target.id] = " ".join(ast.literal_eval(following.value).split())
+    types = get_type_hints(settings)
     for field in fields(settings):
+        if is_dataclass(types[field.name]):
+            section = _described_fields(cast(type[Any], types[field.name]))
+            yield from ((f"{field.name}.{name}", default, meaning) for name, default, meaning in section)
+            continue
         default = "" if field.default is MISSING or field.default in (None, "") else f"`{field.default}`"
         yield field.name, default, meanings[field.name].replace("|", "\\|")
+
+
+_METRICS_HEAD = f"""# Metrics of the trainer
+
+Names in Prometheus begin with `{PREFIX}`. A gauge is the value of the newest step, and absent while that step
+has none, as in a batch without replay. A counter adds up since the trainer started; `run_dir/train.jsonl` has one line
+for each step of the whole run. How to switch them on: [watch a training run](../howto/watch-a-training-run.md).
+
+| Prometheus | kind | train.jsonl | TensorBoard | meaning |
+|---|---|---|---|---|"""
+
+_ALARMS_HEAD = """## Alarms
+
+Each has its line in the section `alarms` of the [settings](settings.md), under its own name.
+
+| alarm | rings when the | is | because | what helps |
+|---|---|---|---|---|"""
+
+
+def metrics_page() -> str:
+    """Return the page of what the trainer reports, and of its alarms."""
+    rows = [_metric_row(measure) for measure in (*MEASURES, ALARM, UNDONE)]
+    alarms = [
+        f"| `{it.name}` | {it.what} | {'below' if it.lower else 'above'} its line | {it.meaning} | {it.advice} |"
+        for it in ALARMS
+    ]
+    return "\n".join([_METRICS_HEAD, *rows, "", _ALARMS_HEAD, *alarms, ""])
+
+
+def _metric_row(measure: Measure) -> str:
+    labels = ",".join(f'{name}="{value}"' for name, value in measure.labels.items())
+    name = f"`{measure.name}{{{labels}}}`" if labels else f"`{measure.name}`"
+    key, tag = (f"`{it}`" if it else "" for it in (measure.key, measure.tag))
+    return f"| {name} | {measure.kind.value} | {key} | {tag} | {measure.meaning} |"
 
 
 def main() -> int:
@@ -75,7 +136,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page differs")
     args = parser.parse_args()
-    pages = {FOLDER / "errors.md": errors_page(), FOLDER / "settings.md": settings_page()}
+    pages = {
+        FOLDER / "errors.md": errors_page(),
+        FOLDER / "metrics.md": metrics_page(),
+        FOLDER / "settings.md": settings_page(),
+    }
     differing = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
     if args.check:
         for path in differing:

@@ -24,6 +24,7 @@ REPLACEMENTS = [
     (r"async with", "with"),
     (r"async for", "for"),
     (r"await ", ""),
+    (r"Awaitable\[(\w+)\]", r"\1"),
     (r"__aenter__", "__enter__"),
     (r"__aexit__", "__exit__"),
     (r"AsyncIterable", "Iterable"),

@@ -2,9 +2,12 @@
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
+from pathlib import Path
+from typing import Any, cast, get_type_hints
 
 from groupreplay import InvalidRequestError, __version__
 
@@ -87,16 +90,20 @@ def main() -> None:
         sys.exit(
             "groupreplay: the command line needs more than the SDK; pip install 'groupreplay[demo]' brings all of it"
         )
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
-    app = App(name="groupreplay", help=_HELP, version=__version__, config=[config.Env(PREFIX)])
+    words, run_file = _take_run_file(sys.argv[1:])
+    name = words[0] if words else ""
+    sources: list[Any] = [config.Env(PREFIX), *([config.Toml(run_file, must_exist=True)] if run_file else [])]
+    app = App(name="groupreplay", help=_HELP, version=__version__, config=sources)
     try:
         if name in COMMANDS:
             _refuse_unknown_variables(name, os.environ)
+        if run_file:
+            _refuse_unknown_sections(run_file)
         for command_name, command in COMMANDS.items():
             # The summary spares importing all commands to list them; the one that is called has its own words.
             own_words = {} if command_name == name else {"help": command.summary}
             app.command(command.function, name=command_name, **own_words)
-        sys.exit(app())
+        sys.exit(app(words))
     except InvalidRequestError as error:
         print(f"groupreplay {name}: {error}; `groupreplay {name} --help` lists the settings", file=sys.stderr)
         sys.exit(2)
@@ -105,9 +112,40 @@ def main() -> None:
         sys.exit(f"groupreplay {name}: {error}; pip install 'groupreplay[{extra}]'")
 
 
+def _take_run_file(words: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Return the words without `--config FILE`, and the file."""
+    rest, found = [], None
+    left = iter(words)
+    for word in left:
+        flag, equals, value = word.partition("=")
+        if flag != "--config":
+            rest.append(word)
+            continue
+        found = value if equals else next(left, "")
+        if not found:
+            sys.exit("groupreplay: --config needs the path of a TOML file, for example --config run.toml")
+    return rest, Path(found) if found else None
+
+
+def _refuse_unknown_sections(path: Path) -> None:
+    """Exit with 2 when the file is no TOML file, or a section of it is of no command."""
+    try:
+        sections = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        print(f"groupreplay: --config {path}: {error}", file=sys.stderr)
+        sys.exit(2)
+    if unknown := sorted(set(sections) - set(COMMANDS)):
+        print(
+            f"groupreplay: --config {path}: unknown section {', '.join(unknown)}; "
+            f"there is one for each command: {', '.join(COMMANDS)}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
 def _refuse_unknown_variables(name: str, environment: Iterable[str] | Mapping[str, str]) -> None:
     """Exit when a GROUPREPLAY_ variable is nobody's: a misspelt setting must not be silently ignored."""
-    known = {f"{PREFIX}{name.upper()}_{field}" for field in _field_names(COMMANDS[name].settings)}
+    known = {variable_of(name, setting) for setting in setting_names(COMMANDS[name].settings)}
     others = tuple(f"{PREFIX}{other.upper()}_" for other in COMMANDS if other != name)
     unknown = sorted(
         variable
@@ -123,13 +161,31 @@ def _refuse_unknown_variables(name: str, environment: Iterable[str] | Mapping[st
         sys.exit(2)
 
 
-def _field_names(path: str) -> list[str]:
+def variable_of(command: str, setting: str) -> str:
+    """Return the environment variable of a setting of a command."""
+    return f"{PREFIX}{command}_{setting}".replace(".", "_").upper()
+
+
+def setting_names(path: str) -> list[str]:
+    """Return the names of all settings of a class given as module:Class; those of a section as `section.name`."""
     module, _, attribute = path.partition(":")
-    return [field.name.upper() for field in fields(getattr(import_module(module), attribute))]
+    return list(_names_of(getattr(import_module(module), attribute)))
+
+
+def _names_of(settings: type[Any]) -> Iterator[str]:
+    types = get_type_hints(settings)
+    for field in fields(settings):
+        if is_dataclass(types[field.name]):
+            yield from (f"{field.name}.{name}" for name in _names_of(cast(type[Any], types[field.name])))
+        else:
+            yield field.name
 
 
 _HELP = """Prioritized group replay for RLVR training, as a service.
 
 Start with `groupreplay demo`: it runs the whole loop on this machine. On a cluster each process is its own command:
 `serve` keeps the groups, `generate` makes them, `train` learns from them.
+
+Every setting is a flag, an environment variable, or a line of a TOML file given with `--config run.toml`, which has a
+section for each command: `[train]`, `[train.optimizer]`, `[generate]`. A flag beats a variable, a variable the file.
 """

@@ -152,13 +152,13 @@ class Run:
         return {
             "--table": TABLE,
             "--run-dir": self._folder,
-            "--model": f"builtin:{_checkpoint(self._settings.task)}",
+            "--model.path": f"builtin:{_checkpoint(self._settings.task)}",
             "--algorithm": self._algorithm,
             "--preset": preset.preset if self._algorithm == "popo" else "faithful",
             "--steps": self._settings.steps_to_run,
             "--batch-size": preset.batch_size,
-            "--minibatches": preset.minibatches,
-            "--lr": preset.lr,
+            "--optimizer.minibatches": preset.minibatches,
+            "--optimizer.lr": preset.lr,
             "--seed": self._settings.seed,
             "--trainer-id": "demo",
         }

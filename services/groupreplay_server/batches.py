@@ -12,7 +12,7 @@ from groupreplay.parts import MESSAGE_BYTES
 from groupreplay.table_config import Durability
 from groupreplay.types import Admission, GroupFeedback
 from groupreplay_server.janitor import Janitor
-from groupreplay_server.limits import MAX_BATCH_SIZE, MAX_WAIT_S, check_names, check_range
+from groupreplay_server.limits import MAX_BATCH_SIZE, MAX_GROUP_IDS, MAX_WAIT_S, check_names, check_range
 from groupreplay_server.store.keeping_store import KeptGroup
 from groupreplay_server.store.records import BatchNotReady, LeasedBatch, LeasedGroup, ReadGroup
 from groupreplay_server.store.redis_store import RedisStore
@@ -184,6 +184,24 @@ class Batches:
         )
         self._janitor.mark(run, table)
         return repeated
+
+    async def read_lease(self, run: str, table: str, *, lease_id: str, group_ids: Sequence[str]) -> list[LeasedGroup]:
+        """Return some groups of a live lease, in the order asked.
+
+        Raises:
+            InvalidRequestError: one of them is not in the lease.
+        """
+        check_names(run, table)
+        check_name(lease_id, "lease_id")
+        check_range("the number of group_ids", len(group_ids), 1, MAX_GROUP_IDS)
+        batch = await self._store.read_lease(run, table, lease_id=lease_id)
+        delivered = {group.group_id: group for group in batch.groups}
+        if strange := [group_id for group_id in group_ids if group_id not in delivered]:
+            raise InvalidRequestError(
+                f"lease {lease_id} of table {run}/{table} has {len(delivered)} groups, and {len(strange)} of those "
+                f"asked for are not among them, the first is {strange[0]}; ask for groups of its batch only"
+            )
+        return [delivered[group_id] for group_id in group_ids]
 
     async def release(self, run: str, table: str, *, lease_id: str) -> int:
         """Give the groups of a lease back; return how many fresh ones."""

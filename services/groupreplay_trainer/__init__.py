@@ -1,5 +1,5 @@
 """The trainer service: batches in, decoupled policy updates, weights out.
 
-`loss`, `advantages`, `collate` and `diagnostics` stand alone, for those who have a trainer of their own. Nothing is
-imported here, because most of it needs torch.
+`loss` and `diagnostics` stand alone, for those who have a trainer of their own; `groupreplay.torch` has their batches.
+Nothing is imported here, because most of it needs torch.
 """

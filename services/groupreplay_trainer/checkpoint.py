@@ -53,18 +53,22 @@ class TrainingCounters:
     """Optimizer updates made."""
     empty_steps: int = 0
     """Steps whose batch held no group, which changed no weight."""
+    rejected_steps: int = 0
+    """Steps whose groups were consumed without an update, because a number was not finite."""
 
-    def plus(self, batch: Batch, *, updates: int) -> Self:
-        """Return the counters after a step on `batch`."""
+    def plus(self, batch: Batch, *, updates: int, rejected: bool = False) -> Self:
+        """Return the counters after a step on `batch`, which trained on it unless it was rejected."""
+        trained = () if rejected else batch.groups
         return type(self)(
-            groups=self.groups + len(batch.groups),
+            groups=self.groups + len(trained),
             fresh=self.fresh + batch.fresh,
             fresh_effective=self.fresh_effective + batch.fresh_effective,
             refilled=self.refilled + batch.refilled,
             shortfall=self.shortfall + batch.shortfall,
-            rollouts=self.rollouts + sum(len(delivered.group) for delivered in batch.groups),
+            rollouts=self.rollouts + sum(len(delivered.group) for delivered in trained),
             updates=self.updates + updates,
             empty_steps=self.empty_steps + (not batch.groups),
+            rejected_steps=self.rejected_steps + rejected,
         )
 
 
@@ -83,6 +87,8 @@ class Progress:
     """Bytes of each log file up to and including this step's lines."""
     feedback: Sequence[GroupFeedback] = ()
     """What this step found out about its groups, for the commit: it may be made after a restart."""
+    rejected_in_a_row: int = 0
+    """Rejected steps up to and including this one; 0 if it was not rejected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

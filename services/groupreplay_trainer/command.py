@@ -22,13 +22,25 @@ def train(settings: Annotated[TrainerSettings, Parameter(name="*")] = _DEFAULTS)
     SIGINT end it cleanly; a second one ends it at once.
     """
     # Imported late: torch takes seconds, and `groupreplay --help` needs none of it.
+    from groupreplay_trainer.failures import RejectedStepError, TrainingMemoryError  # noqa: PLC0415
     from groupreplay_trainer.run_folder import RunFolderBusyError  # noqa: PLC0415
+    from groupreplay_trainer.service_calls import StarvedError  # noqa: PLC0415
     from groupreplay_trainer.trainer import TrainingConflictError, run_trainer  # noqa: PLC0415
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         run_trainer(settings, stop=_stop_on_signal())
-    except (GroupReplayError, TrainingConflictError, RunFolderBusyError, OSError, ValueError) as error:
+    except (
+        GroupReplayError,
+        RejectedStepError,
+        RunFolderBusyError,
+        StarvedError,
+        TrainingConflictError,
+        TrainingMemoryError,
+        ModuleNotFoundError,
+        OSError,
+        ValueError,
+    ) as error:
         logging.getLogger(__name__).error("the trainer gives up: %s", error)
         return 1
     return 0

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from groupreplay import Batch, GroupFeedback, GroupSource
-from groupreplay_trainer.collate import TrainingBatch
+from groupreplay.torch.collate import TrainingBatch
 from groupreplay_trainer.loss import MAX_LOG_RATIO, LossMetrics
 
 

@@ -11,89 +11,20 @@ Shape legend: B rollouts, T tokens of prompt and response, right-padded.
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Final, Self
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from groupreplay_trainer.loss_config import LossConfig, Objective, WeightLevel
+
+__all__ = [
+    "BehaviourWeights", "LossConfig", "LossMetrics", "Objective", "WeightLevel", "behaviour_weights", "decoupled_loss",
+    "entropy_bonus", "kl_to_reference", "token_mean",
+]  # fmt: skip
+
 MAX_LOG_RATIO: Final = 20.0
 """Log ratios are clamped to +-20, a ratio of 4.9e8, so that one absurd token cannot make the loss infinite."""
-
-
-class Objective(StrEnum):
-    """Which ratio is clipped, and whether the behaviour weight is applied."""
-
-    DECOUPLED = "decoupled"
-    """POPO: current / proximal clipped around proximal, times proximal / behaviour."""
-    PROXIMAL = "proximal"
-    """Clipped GRPO, and POPO-pi_old on replay: as decoupled with every behaviour weight 1."""
-    COUPLED = "coupled"
-    """POPO-mu: current / behaviour clipped around behaviour."""
-
-
-class WeightLevel(StrEnum):
-    """What shares one behaviour weight."""
-
-    TOKEN = "token"  # noqa: S105 - not a password
-    SEQUENCE_SUM = "sequence-sum"
-    """exp of the sum of a response's log ratios: unbiased, of large variance."""
-    SEQUENCE_MEAN = "sequence-mean"
-    """exp of their mean: the geometric mean of the token weights."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LossConfig:
-    """The settings of `decoupled_loss`.
-
-    Raises:
-        ValueError: a number is out of range, or a limit on weights is given to an objective that has none.
-    """
-
-    objective: Objective = Objective.DECOUPLED
-    clip_low: float = 0.2
-    """Lower half-width of the trust region [1 - clip_low, 1 + clip_high], in (0, 1)."""
-    clip_high: float = 0.28
-    """Upper half-width, > 0."""
-    dual_clip: float | None = None
-    """For negative advantages the surrogate is at least dual_clip * A; > 1, usually 10. None = off."""
-    weight_level: WeightLevel = WeightLevel.TOKEN
-    weight_cap: float | None = None
-    """Behaviour weights above this are lowered to it (truncated importance sampling); > 0. None = uncapped."""
-    weight_bounds: tuple[float, float] | None = None
-    """Tokens (or sequences) whose weight lies outside [low, high] are left out (IcePop); 0 <= low < high."""
-    veto_below: float | None = None
-    """A response with any token of weight below this is left out as a whole; in (0, 1), usually 1e-4. None = off."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        _require(0 < self.clip_low < 1, "clip_low", self.clip_low, "in (0, 1)")
-        _require(0 < self.clip_high < math.inf, "clip_high", self.clip_high, "finite and above 0")
-        if self.dual_clip is not None:
-            _require(1 < self.dual_clip < math.inf, "dual_clip", self.dual_clip, "finite and above 1")
-        if self.weight_cap is not None:
-            _require(0 < self.weight_cap < math.inf, "weight_cap", self.weight_cap, "finite and above 0")
-        if self.veto_below is not None:
-            _require(0 < self.veto_below < 1, "veto_below", self.veto_below, "in (0, 1)")
-        if self.weight_bounds is not None:
-            low, high = self.weight_bounds
-            _require(0 <= low < high, "weight_bounds", self.weight_bounds, "ascending from 0 or above")
-        limits = (self.weight_cap, self.weight_bounds, self.veto_below)
-        if self.objective is not Objective.DECOUPLED and limits != (None, None, None):
-            raise ValueError(
-                f"objective {self.objective.value!r} has no behaviour weights, so weight_cap, weight_bounds and "
-                f"veto_below {limits} would change nothing; leave them out or choose objective 'decoupled'"
-            )
-
-    @classmethod
-    def faithful(cls) -> Self:
-        """Return POPO as published: token level, uncapped."""
-        return cls()
-
-    @classmethod
-    def robust(cls) -> Self:
-        """Return POPO with token weights truncated at 2, which tolerates larger steps and older replay."""
-        return cls(weight_cap=2.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -285,7 +216,8 @@ def token_mean(values_BT: Tensor, response_mask_BT: Tensor, *, denominator: floa
         denominator = int(response_mask_BT.sum())
         if denominator == 0:
             raise ValueError("the response mask selects no token, so there is no mean; leave such a batch out")
-    _require(0 < denominator < math.inf, "denominator", denominator, "finite and above 0")
+    if not 0 < denominator < math.inf:
+        raise ValueError(f"denominator {denominator!r} must be finite and above 0")
     # where, not a product with the mask: 0 * nan would carry what lies outside the mask into the sum.
     return torch.where(response_mask_BT, values_BT, 0.0).sum() / denominator
 
@@ -310,8 +242,3 @@ def _check_shapes(mask_BT: Tensor, *others: Tensor) -> None:
     for other in others:
         if other.shape != mask_BT.shape:
             raise ValueError(f"shape {tuple(other.shape)} differs from response_mask_BT's {tuple(mask_BT.shape)}")
-
-
-def _require(holds: bool, name: str, value: object, what: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} {value!r} must be {what}")

@@ -51,3 +51,8 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Where training states lie."""
         return self.path / "checkpoints"
+
+    @property
+    def rejected(self) -> Path:
+        """Where batches of rejected steps are kept for a look."""
+        return self.path / "rejected"

@@ -18,6 +18,7 @@ from groupreplay import (
     LeaseExpiredError,
     Policy,
     ServiceUnavailableError,
+    Severity,
     ShuttingDownError,
     StoreUnavailableError,
     TableExistsError,
@@ -47,6 +48,10 @@ class StopRequestedError(Exception):
     """The trainer was told to stop while it waited or worked."""
 
 
+class StarvedError(RuntimeError):
+    """No batch became ready within max_wait_s."""
+
+
 class ServiceCalls:
     """The calls of one trainer, on its table. While the service is away they wait, until `stop` is set."""
 
@@ -57,6 +62,7 @@ class ServiceCalls:
         self._stop = stop
         self._extend_at = 0.0
         self._away = False
+        self._away_s = 0.0
 
     def create_table(self) -> None:
         """Create the table, or find it with the same fill rule, order and weights. Its limits may be others by now.
@@ -90,30 +96,27 @@ class ServiceCalls:
         """Wait for the batch of a step, saying now and then what is missing. The same step again: the same batch.
 
         Raises:
+            StarvedError: no batch within max_wait_s; the message has what is missing.
             StepConflictError: the step is committed.
             StopRequestedError: told to stop; the lease may have been given all the same.
         """
         settings = self._settings
-        started = time.monotonic()
+        started, away_before_s = time.monotonic(), self._away_s
         report_at = started + settings.report_s
         while True:
             try:
-                batch = self._patiently(
-                    "take a batch",
-                    lambda: self._client.next_batch(
-                        run=settings.run,
-                        table=settings.table,
-                        batch_size=settings.batch_size,
-                        lease_id=settings.lease_id(step),
-                        lease_s=settings.lease_s,
-                        timeout_s=min(POLL_S, settings.report_s),
-                        holder=settings.trainer_id,
-                    ),
-                )
+                batch = self._patiently("take a batch", lambda: self._ask_for_batch(step))
             except BatchNotReadyError as error:
-                if time.monotonic() >= report_at:
-                    waited_s = time.monotonic() - started
-                    _log.info("step %d has waited %.0f s for its batch; last answer: %s", step, waited_s, error)
+                now, away_s = time.monotonic(), self._away_s - away_before_s
+                waited_s = now - started - away_s
+                if settings.max_wait_s is not None and waited_s >= settings.max_wait_s:
+                    raise StarvedError(
+                        f"step {step} has waited {waited_s:.0f} s for its batch, and max_wait_s is "
+                        f"{settings.max_wait_s:g}: {self._what_is_missing(error)}"
+                    ) from error
+                if now >= report_at:
+                    missing = self._what_is_missing(error)
+                    _log.info("step %d has waited %.0f s for its batch: %s", step, now - started, missing)
                     report_at = time.monotonic() + settings.report_s
                 self.check_stop()
             else:
@@ -121,6 +124,30 @@ class ServiceCalls:
                 left_s = min(batch.lease_deadline_ms / 1000 - time.time(), settings.lease_s)
                 self._extend_at = time.monotonic() + left_s - settings.lease_s / 2
                 return batch
+
+    def _ask_for_batch(self, step: int) -> Batch:
+        settings = self._settings
+        longest_s = POLL_S if settings.max_wait_s is None else min(POLL_S, settings.max_wait_s)
+        return self._client.next_batch(
+            run=settings.run,
+            table=settings.table,
+            batch_size=settings.batch_size,
+            lease_id=settings.lease_id(step),
+            lease_s=settings.lease_s,
+            timeout_s=min(longest_s, settings.report_s),
+            holder=settings.trainer_id,
+        )
+
+    def _what_is_missing(self, error: BatchNotReadyError) -> str:
+        """Return what the service's diagnosis says in words, or the last answer where it cannot be had."""
+        settings = self._settings
+        try:
+            found = self._client.diagnose(run=settings.run, table=settings.table, batch_size=settings.batch_size)
+        except GroupReplayError:
+            return str(error)
+        # It says no_demand where nobody waits for a batch: this trainer does, but asks the question between two calls.
+        serious = [it.text for it in found.findings if it.severity is not Severity.INFO and it.code != "no_demand"]
+        return " ".join(serious) or str(error)
 
     def keep_lease(self, step: int) -> None:
         """Extend the lease of a step if less than half its time is left. Failure is logged: the commit decides."""
@@ -203,4 +230,6 @@ class ServiceCalls:
     def _answered(self, away_since: float | None) -> None:
         self._away = False
         if away_since is not None:
-            _log.warning("the service answers again after %.0f s", time.monotonic() - away_since)
+            away_s = time.monotonic() - away_since
+            self._away_s += away_s
+            _log.warning("the service answers again after %.0f s", away_s)

@@ -7,7 +7,7 @@ cuts them to that length. So each step has one line, whenever the trainer was ki
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +37,13 @@ class StepLog:
                 file.flush()
                 os.fsync(file.fileno())
         return {name: _size(path) for name, path in self._paths.items()}
+
+    def read(self, name: str) -> Iterator[dict[str, Any]]:
+        """Yield the lines of a file, the oldest first."""
+        if self._paths[name].exists():
+            with self._paths[name].open("rb") as file:
+                for line in file:
+                    yield json.loads(line)
 
     def is_empty(self) -> bool:
         """Return whether no step was logged."""

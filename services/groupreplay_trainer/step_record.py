@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from groupreplay import Batch, GroupSource
+from groupreplay.torch.collate import TrainingBatch
 from groupreplay_trainer.checkpoint import TrainingCounters
-from groupreplay_trainer.collate import TrainingBatch
 from groupreplay_trainer.diagnostics import BatchMakeup, StepDiagnostics, TokenTally, replay_drift
 from groupreplay_trainer.loss import token_mean
 from groupreplay_trainer.update import UpdateReport
@@ -52,26 +52,48 @@ def train_record(
     *,
     diagnostics: StepDiagnostics,
     totals: TrainingCounters,
+    updates: int,
+    tokens: int,
+    lr: float,
+    rejected: bool,
     waiting_s: float,
     training_s: float,
+    at_unix_s: float,
 ) -> dict[str, Any]:
     """Return the line of a step in train.jsonl.
 
     `policy_version` is the one that the batch was drawn at; the step makes version `step`. `total_*` are counts over
-    the whole run, the others are of this step.
+    the whole run, the others are of this step. The alarms that are on come to it as `alarms`.
+
+    Args:
+        step, batch: what was trained on.
+        diagnostics: of the step.
+        totals: of the run, this step included.
+        updates: optimizer updates made.
+        tokens: response tokens that the loss masks leave in.
+        lr: learning rate of the step.
+        rejected: whether the step was undone, and its groups are consumed without an update.
+        waiting_s, training_s: what the step took, before its checkpoint.
+        at_unix_s: when it ended, seconds since 1970.
     """
     return {
         "step": step,
         "policy_version": batch.policy_version,
         "lease_id": batch.lease_id,
+        "at_unix_s": round(at_unix_s, 3),
         "waiting_s": round(waiting_s, 3),
         "training_s": round(training_s, 3),
+        "tokens": tokens,
+        "tokens_per_s": round(tokens / training_s, 1) if training_s > 0 else None,
+        "lr": lr,
+        "rejected": rejected,
         "groups": len(batch.groups),
         "rollouts": sum(len(item.group) for item in batch.groups),
         "fresh": batch.fresh,
         "fresh_effective": batch.fresh_effective,
         "refilled": batch.refilled,
         "shortfall": batch.shortfall,
+        "updates": updates,
         "redelivered_group_ids": _ids(batch, GroupSource.FRESH, redelivered=True),
         **diagnostics.flat(),
         "total_groups": totals.groups,
@@ -80,6 +102,7 @@ def train_record(
         "total_refilled": totals.refilled,
         "total_updates": totals.updates,
         "total_empty_steps": totals.empty_steps,
+        "total_rejected_steps": totals.rejected_steps,
     }
 
 

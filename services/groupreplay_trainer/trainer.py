@@ -10,8 +10,10 @@ and each changes nothing the second time. Policy version n is the weights after 
 import logging
 import threading
 import time
-from dataclasses import replace
-from typing import Final
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -24,27 +26,28 @@ from groupreplay import (
     StepConflictError,
     UnknownLeaseError,
 )
-from groupreplay_trainer.advantages import AdvantageEstimator
+from groupreplay.torch.advantages import AdvantageEstimator
+from groupreplay.torch.collate import MinibatchUnit, TrainingBatch, collate
+from groupreplay_trainer.alarms import Alarms
 from groupreplay_trainer.checkpoint import (
     CheckpointFolder,
     Progress,
     TrainingState,
     TrainingStateError,
 )
-from groupreplay_trainer.collate import TrainingBatch, collate
 from groupreplay_trainer.diagnostics import group_feedback
-from groupreplay_trainer.loss import LossConfig, Objective
+from groupreplay_trainer.failures import MAX_REJECTED_IN_A_ROW, NonFiniteError, RejectedStepError, explaining_memory
 from groupreplay_trainer.policy_model import PolicyModel, load_policy_model
 from groupreplay_trainer.publish import WeightsFolder
+from groupreplay_trainer.rejected import write_rejected
 from groupreplay_trainer.run_folder import RunFolder
+from groupreplay_trainer.sections import OptimizerSettings
 from groupreplay_trainer.service_calls import ServiceCalls, StopRequestedError
-from groupreplay_trainer.settings import Algorithm, TrainerSettings
+from groupreplay_trainer.settings import TrainerSettings
 from groupreplay_trainer.step_log import GROUP_LOG, TRAIN_LOG, StepLog
-from groupreplay_trainer.step_record import diagnose, group_record, summary, train_record
+from groupreplay_trainer.step_record import diagnose, group_record, train_record
 from groupreplay_trainer.update import PolicyUpdater, UpdateReport, UpdateSettings
-
-_OBJECTIVES: Final[dict[Algorithm, Objective]] = {"popo": Objective.DECOUPLED, "popo-mu": Objective.COUPLED}
-"""Every other algorithm has behaviour weight 1."""
+from groupreplay_trainer.watching import StepWatcher, Undoing, open_watchers
 
 _log = logging.getLogger(__name__)
 
@@ -60,13 +63,32 @@ def run_trainer(settings: TrainerSettings, *, stop: threading.Event) -> None:
         RunFolderBusyError: another trainer works in the run folder.
         TrainingConflictError: the service's record of the run does not fit the run folder.
         FileNotFoundError, ValueError: the model cannot be loaded, or a group cannot be trained on.
+        OSError, ModuleNotFoundError: metrics cannot be shown where the settings say.
+        StarvedError: no batch within max_wait_s.
+        RejectedStepError: a step met numbers that are not finite, and the settings do not leave it out.
+        TrainingMemoryError: a step does not fit into memory.
         GroupReplayError: the service refused a call, and would again.
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    model = load_policy_model(settings.model)
-    with RunFolder(settings.run_dir) as folder, Client(settings.server, timeout_s=settings.call_timeout_s) as client:
-        Trainer(settings, client=client, model=model, folder=folder, stop=stop).run()
+    model = load_policy_model(settings.model.path)
+    with (
+        RunFolder(settings.run_dir) as folder,
+        Client(settings.server, timeout_s=settings.call_timeout_s) as client,
+        open_watchers(settings) as watchers,
+    ):
+        Trainer(settings, client=client, model=model, folder=folder, stop=stop, watchers=watchers).run()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Trained:
+    """What became of a batch."""
+
+    rollouts: TrainingBatch | None = None
+    """None where it has no groups."""
+    report: UpdateReport | None = None
+    """None where no update was made; then the model is as before."""
+    rejected: bool = False
 
 
 class Trainer:
@@ -80,6 +102,7 @@ class Trainer:
         model: PolicyModel,
         folder: RunFolder,
         stop: threading.Event,
+        watchers: Sequence[StepWatcher] = (),
     ) -> None:
         """Wire the parts; reads and calls nothing.
 
@@ -89,15 +112,19 @@ class Trainer:
             model: the weights a new run starts from; changed in place.
             folder: locked by the caller.
             stop: set it, and `run` returns soon.
+            watchers: told of every step; open, stay open.
         """
         self._settings = settings
         self._model = model
-        self._optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        self._optimizer = adamw(model, settings.optimizer)
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._calls = ServiceCalls(client, settings=settings, stop=stop)
         self._checkpoints = CheckpointFolder(folder.checkpoints)
         self._weights = WeightsFolder(settings.weights_folder, keep=settings.keep_weights)
         self._step_log = StepLog(folder.path)
+        self._rejected = folder.rejected
+        self._alarms = Alarms(settings)
+        self._watchers = watchers
         self._progress = Progress(run=settings.run, table=settings.table, step=0, lease_id="")
         self._updater = PolicyUpdater(
             model,
@@ -119,6 +146,7 @@ class Trainer:
         try:
             self._calls.create_table()
             self._resume()
+            self._tell_where_it_goes_on()
             while self._progress.step < self._settings.steps:
                 self._train_step(self._progress.step + 1)
         except StopRequestedError:
@@ -159,65 +187,112 @@ class Trainer:
                 "run_dir, or put the checkpoint back"
             )
         self._save(self._progress)
-        _log.info("a new run: policy version 0 is %s", self._settings.model)
+        _log.info("a new run: policy version 0 is %s", self._settings.model.path)
 
     def _train_step(self, step: int) -> None:
-        """Take a batch, train on it, and make that durable; then tell the service."""
+        """Take a batch, train on it, and make that durable; then tell the service, and whoever watches."""
         started = time.monotonic()
         try:
             batch = self._calls.next_batch(step)
             waiting_s = time.monotonic() - started
-            report, rollouts = self._train_on(batch)
-            diagnostics = diagnose(batch, rollouts, report)
-            totals = self._progress.counters.plus(batch, updates=len(report.losses) if report else 0)
-            line = train_record(
-                step,
-                batch,
-                diagnostics=diagnostics,
-                totals=totals,
-                waiting_s=waiting_s,
-                training_s=time.monotonic() - started - waiting_s,
-            )
-            lengths = self._step_log.append({TRAIN_LOG: line, GROUP_LOG: group_record(step, batch)})
-            found = group_feedback(batch, rollouts, report.proximal.logprobs_BT) if report and rollouts else ()
-            self._save(
-                replace(
-                    self._progress,
-                    step=step,
-                    lease_id=batch.lease_id,
-                    counters=totals,
-                    log_lengths=lengths,
-                    feedback=found,
-                )
-            )
+            with explaining_memory(batch, self._settings.memory):
+                trained = self._train_on(batch)
+            training_s = time.monotonic() - started - waiting_s
+            line = self._save_step(step, batch, trained, waiting_s=waiting_s, training_s=training_s)
         except StepConflictError as error:
             raise _step_conflict(step, error) from error
         except Exception:
             # Nothing of the step is on disk: its groups go back now, not when the lease runs out.
             self._calls.release(step)
             raise
-        _log.info("%s", summary(line))
         self._complete_step(Policy(run=self._settings.run, version=step - 1))
+        if self._progress.step < step:
+            self._tell_where_it_goes_on()
+            return
+        publishing_s = time.monotonic() - started - waiting_s - training_s
+        for watcher in self._watchers:
+            watcher.finished({**line, "publishing_s": publishing_s})
 
-    def _train_on(self, batch: Batch) -> tuple[UpdateReport | None, TrainingBatch | None]:
-        """Update the model. There is no report where the batch holds nothing to train on; then nothing was changed."""
+    def _save_step(
+        self, step: int, batch: Batch, trained: _Trained, *, waiting_s: float, training_s: float
+    ) -> dict[str, Any]:
+        """Log a step and write its checkpoint; return its line of train.jsonl."""
+        report, rollouts, rejected = trained.report, trained.rollouts, trained.rejected
+        updates = len(report.losses) if report else 0
+        totals = self._progress.counters.plus(batch, updates=updates, rejected=rejected)
+        line = train_record(
+            step,
+            batch,
+            diagnostics=diagnose(batch, rollouts, report),
+            totals=totals,
+            updates=updates,
+            tokens=rollouts.trained_tokens if rollouts else 0,
+            lr=self._settings.optimizer.lr_at(step, steps=self._settings.steps),
+            rejected=rejected,
+            waiting_s=waiting_s,
+            training_s=training_s,
+            at_unix_s=time.time(),
+        )
+        line["alarms"] = self._alarms.judge(line)
+        lengths = self._step_log.append({TRAIN_LOG: line, GROUP_LOG: group_record(step, batch)})
+        found = group_feedback(batch, rollouts, report.proximal.logprobs_BT) if report and rollouts else ()
+        self._save(
+            replace(
+                self._progress,
+                step=step,
+                lease_id=batch.lease_id,
+                counters=totals,
+                log_lengths=lengths,
+                feedback=found,
+                rejected_in_a_row=self._progress.rejected_in_a_row + 1 if rejected else 0,
+            )
+        )
+        return line
+
+    def _train_on(self, batch: Batch) -> _Trained:
+        """Update the model; leave it as it was where the batch holds nothing to train on, or is rejected."""
         if not batch.groups:
             _log.warning(
                 "%s: none of the %d fresh groups is effective, and there is no replay yet: no update",
                 batch.lease_id,
                 batch.fresh,
             )
-            return None, None
+            return _Trained()
         rollouts = collate(
             batch,
             pad_token_id=self._model.pad_token_id,
-            estimator=AdvantageEstimator(self._settings.advantages),
+            estimator=AdvantageEstimator(self._settings.loss.advantages),
             max_tokens=self._model.max_tokens,
         )
         if not rollouts.trained_tokens:
             _log.warning("the loss masks of batch %s leave out every token: no update", batch.lease_id)
-            return None, rollouts
-        return self._updater.update(rollouts), rollouts
+            return _Trained(rollouts=rollouts)
+        self._set_learning_rate(self._progress.step + 1)
+        try:
+            return _Trained(rollouts=rollouts, report=self._updater.update(rollouts))
+        except NonFiniteError as error:
+            self._reject(batch, rollouts, error)
+            return _Trained(rollouts=rollouts, rejected=True)
+
+    def _reject(self, batch: Batch, rollouts: TrainingBatch, error: NonFiniteError) -> None:
+        """Keep a batch for a look, and undo what it did to the model.
+
+        Raises:
+            RejectedStepError: the settings do not leave such a step out, or too many came in a row.
+        """
+        done, settings = self._progress, self._settings
+        step, in_a_row = done.step + 1, done.rejected_in_a_row + 1
+        report = write_rejected(self._rejected, step, batch, rollouts, error, settings=settings)
+        self._take_over(self._checkpoints.load(done.step))
+        self._tell_of_undone("nonfinite")
+        if settings.on_nonfinite != "skip-step" or in_a_row >= MAX_REJECTED_IN_A_ROW:
+            raise RejectedStepError(step, error, report=report, in_a_row=in_a_row)
+        _log.error("step %d makes no update: %s. Likely: %s. See %s", step, error, error.causes, report)
+
+    def _set_learning_rate(self, step: int) -> None:
+        settings = self._settings
+        for group in self._optimizer.param_groups:
+            group["lr"] = settings.optimizer.lr_at(step, steps=settings.steps)
 
     def _complete_step(self, clock: Policy) -> None:
         """Commit, publish and announce the newest checkpoint; what was done before changes nothing.
@@ -281,6 +356,7 @@ class Trainer:
             ) from error
         self._checkpoints.drop(step)
         self._take_over(state)
+        self._tell_of_undone("lease_lost")
         _log.error("step %d was undone, so that no group is trained twice; going on after step %d", step, step - 1)
 
     def _take_over(self, state: TrainingState) -> None:
@@ -292,7 +368,17 @@ class Trainer:
             )
         state.restore(model=self._model, optimizer=self._optimizer, generator=self._generator)
         self._step_log.cut(progress.log_lengths)
+        self._alarms.restart(self._step_log.read(TRAIN_LOG))
         self._progress = progress
+
+    def _tell_where_it_goes_on(self) -> None:
+        newest = deque(self._step_log.read(TRAIN_LOG), maxlen=1)
+        for watcher in self._watchers:
+            watcher.resumed(self._progress.step, newest[0] if newest else None)
+
+    def _tell_of_undone(self, reason: Undoing) -> None:
+        for watcher in self._watchers:
+            watcher.undone(reason)
 
     def _save(self, progress: Progress) -> None:
         self._checkpoints.save(
@@ -305,26 +391,28 @@ class Trainer:
         self._calls.keep_lease(self._progress.step + 1)
 
 
-def update_settings(settings: TrainerSettings) -> UpdateSettings:
-    """Return what the settings mean for the update.
+def adamw(model: PolicyModel, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """Return the optimizer of a model."""
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
 
-    Raises:
-        ValueError: a setting of the loss is out of range.
-    """
-    preset = LossConfig.robust() if settings.preset == "robust" else LossConfig.faithful()
+
+def update_settings(settings: TrainerSettings) -> UpdateSettings:
+    """Return what the settings mean for the update."""
     return UpdateSettings(
-        loss=replace(
-            preset,
-            objective=_OBJECTIVES.get(settings.algorithm, Objective.PROXIMAL),
-            clip_low=settings.clip_low,
-            clip_high=settings.clip_high,
-            dual_clip=settings.dual_clip,
-        ),
-        temperature=settings.temperature,
-        minibatches=settings.minibatches,
-        max_rollouts_at_once=settings.max_rollouts_at_once,
-        max_grad_norm=settings.max_grad_norm,
-        entropy_coefficient=settings.entropy_coefficient,
+        loss=settings.loss_config(),
+        temperature=settings.loss.temperature,
+        minibatches=settings.optimizer.minibatches,
+        minibatch_unit=MinibatchUnit(settings.optimizer.minibatch_unit),
+        max_rollouts_at_once=settings.memory.max_rollouts_at_once,
+        max_grad_norm=settings.optimizer.max_grad_norm,
+        entropy_coefficient=settings.loss.entropy_coefficient,
+        skip_nonfinite_updates=settings.on_nonfinite == "skip-update",
     )
 
 

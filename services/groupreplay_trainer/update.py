@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from groupreplay_trainer.collate import TrainingBatch, split_microbatches, split_minibatches
+from groupreplay.torch.collate import MinibatchUnit, TrainingBatch, split_microbatches, split_minibatches
 from groupreplay_trainer.diagnostics import TokenTally
+from groupreplay_trainer.failures import NonFinite, NonFiniteError
 from groupreplay_trainer.loss import LossConfig, decoupled_loss, entropy_bonus
 from groupreplay_trainer.policy_model import PolicyModel, TokenScores
 
@@ -30,10 +31,13 @@ class UpdateSettings:
     """The one that the responses were sampled at, > 0."""
     minibatches: int
     """Optimizer updates for each batch."""
+    minibatch_unit: MinibatchUnit = MinibatchUnit.GROUP
     max_rollouts_at_once: int
     """Rollouts in one forward pass; gradients of a minibatch add up over several."""
     max_grad_norm: float
     entropy_coefficient: float
+    skip_nonfinite_updates: bool = False
+    """Leave out an update whose loss or gradient is not finite, and go on with the next, rather than raise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,7 +50,7 @@ class UpdateReport:
     grad_norms: tuple[float, ...]
     """Before clipping."""
     skipped: int
-    """Updates left out because their gradient was not finite."""
+    """Updates left out because their loss or gradient was not finite."""
     fresh: TokenTally
     replay: TokenTally
 
@@ -85,17 +89,22 @@ class PolicyUpdater:
 
         Raises:
             ValueError: no token of the batch is to be trained on.
+            NonFiniteError: a log probability, loss, gradient or weight is not finite; the model may be half-updated.
         """
         if not batch.trained_tokens:
             raise ValueError("the loss masks leave out every token of the batch; there is nothing to train on")
         proximal = self._proximal_scores(batch)
+        _check_logprobs(proximal.logprobs_BT, batch.response_mask_BT)
         minibatches = split_minibatches(
-            batch.group_index_B, count=self._settings.minibatches, generator=self._generator
+            batch.group_index_B,
+            count=self._settings.minibatches,
+            generator=self._generator,
+            unit=self._settings.minibatch_unit,
         )
         denominator = batch.trained_tokens / len(minibatches)
         fresh, replay = TokenTally(), TokenTally()
         losses, grad_norms = [], []
-        for minibatch_N in minibatches:
+        for number, minibatch_N in enumerate(minibatches, 1):
             loss = self._accumulate(
                 batch,
                 minibatch_N,
@@ -104,10 +113,13 @@ class PolicyUpdater:
                 fresh=fresh,
                 replay=replay,
             )
-            grad_norm = self._apply_gradient()
-            if math.isfinite(grad_norm):
+            grad_norm = self._apply_gradient(loss)
+            if math.isfinite(loss) and math.isfinite(grad_norm):
                 losses.append(loss)
                 grad_norms.append(grad_norm)
+            else:
+                self._leave_out(f"update {number} of {len(minibatches)}", loss, grad_norm, proximal.logprobs_BT)
+        self._check_weights(proximal.logprobs_BT)
         return UpdateReport(
             proximal=proximal,
             losses=tuple(losses),
@@ -164,16 +176,28 @@ class PolicyUpdater:
             replay.add(metrics, piece.is_replay_B)
         return total
 
-    def _apply_gradient(self) -> float:
-        """Make one optimizer update, unless the gradient is not finite; return its norm before clipping."""
+    def _apply_gradient(self, loss: float) -> float:
+        """Make one optimizer update, unless loss or gradient is not finite; return the norm before clipping."""
         norm = clip_grad_norm_(self._model.parameters(), self._settings.max_grad_norm).item()
-        if math.isfinite(norm):
+        if math.isfinite(loss) and math.isfinite(norm):
             self._optimizer.step()
-        else:
-            # One such update would make every weight nan, and the run worthless.
-            _log.error("left out an update whose gradient norm is %s", norm)
         self._optimizer.zero_grad()
         return norm
+
+    def _leave_out(self, which: str, loss: float, grad_norm: float, proximal_logprobs_BT: Tensor) -> None:
+        """Log an update that was not made, or raise NonFiniteError."""
+        what = f"the loss of {which} is {loss}, the norm of its gradient {grad_norm}"
+        if not self._settings.skip_nonfinite_updates:
+            kind = NonFinite.GRADIENT if math.isfinite(loss) else NonFinite.LOSS
+            raise NonFiniteError(kind, what, proximal_logprobs_BT=proximal_logprobs_BT)
+        _log.error("left out an update: %s", what)
+
+    def _check_weights(self, proximal_logprobs_BT: Tensor) -> None:
+        """Raise NonFiniteError if an update from a finite gradient has made weights that are not."""
+        broken = sum(not bool(torch.isfinite(parameter).all()) for parameter in self._model.parameters())
+        if broken:
+            what = f"after the step {broken} of {len(self._model.parameters())} parameter tensors are not finite"
+            raise NonFiniteError(NonFinite.WEIGHTS, what, proximal_logprobs_BT=proximal_logprobs_BT)
 
     def _score(self, piece: TrainingBatch) -> TokenScores:
         self._on_progress()
@@ -181,3 +205,11 @@ class PolicyUpdater:
 
     def _microbatches(self, batch: TrainingBatch, rows_N: Tensor) -> list[Tensor]:
         return split_microbatches(rows_N, batch.lengths_B, max_rollouts=self._settings.max_rollouts_at_once)
+
+
+def _check_logprobs(proximal_logprobs_BT: Tensor, response_mask_BT: Tensor) -> None:
+    trained_N = proximal_logprobs_BT[response_mask_BT]
+    broken = int((~torch.isfinite(trained_N)).sum())
+    if broken:
+        what = f"{broken} of {len(trained_N)} tokens have no finite log probability under the policy before the step"
+        raise NonFiniteError(NonFinite.LOGPROBS, what, proximal_logprobs_BT=proximal_logprobs_BT)

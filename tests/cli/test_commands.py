@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from processes import plain_environment
@@ -57,3 +58,35 @@ def test_a_misspelt_variable_is_refused_by_every_command(name: str) -> None:
     ran = run(name, **{variable: "1"})
     assert ran.returncode == 2
     assert f"unknown setting {variable} in the environment" in ran.stderr
+
+
+def test_a_run_file_has_a_section_for_each_command(tmp_path: Path) -> None:
+    """What a flag or a variable says counts more than the file."""
+    file = tmp_path / "run.toml"
+    file.write_text("[train]\nsteps = -1\n[train.optimizer]\nlr = -2.0\n[generate]\ntask = 'addition'\n")
+    assert "lr -2.0 must be" in run("train", "--config", str(file)).stderr
+    assert "lr -3.0 must be" in run("train", f"--config={file}", GROUPREPLAY_TRAIN_OPTIMIZER_LR="-3").stderr
+    assert "steps -1 must be" in run("train", "--config", str(file), "--optimizer.lr", "1").stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[trian]\nsteps = 1\n", "unknown section trian"),
+        ("[train.optimizer]\nlrr = 1\n", "[optimizer][lrr]"),
+        ("[train\n", "Expected"),
+    ],
+)
+def test_a_misspelt_key_of_a_run_file_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    """It would be ignored silently otherwise."""
+    file = tmp_path / "run.toml"
+    file.write_text(content)
+    ran = run("train", "--config", str(file))
+    assert ran.returncode != 0
+    assert message in ran.stderr
+
+
+def test_a_run_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """And one that was not given at all."""
+    assert "nothing.toml" in run("train", "--config", str(tmp_path / "nothing.toml")).stderr
+    assert "needs the path" in run("train", "--config").stderr

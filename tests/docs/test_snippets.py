@@ -3,15 +3,14 @@
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import fields
-from importlib import import_module
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from processes import ServerProcess
 
 from groupreplay import Client, Rollout, RolloutGroup, TableConfig
-from groupreplay_cli import COMMANDS
+from groupreplay_cli import COMMANDS, setting_names
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -19,8 +18,9 @@ ADDRESS = "127.0.0.1:50051"
 
 
 def blocks(page: Path, language: str) -> Iterator[str]:
-    """Yield the code blocks of a page in one language."""
-    yield from re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    """Yield the code blocks of a page in one language; those in lists are indented."""
+    for block in re.findall(rf"^( *```{language}\n.*?)^ *```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        yield dedent(block).partition("\n")[2]
 
 
 def name(page: Path) -> str:
@@ -29,8 +29,15 @@ def name(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page, "python"))], ids=name)
-def test_python_snippets_run(page: Path, sync_client: Client, server_process: ServerProcess) -> None:
+def test_python_snippets_run(
+    page: Path,
+    sync_client: Client,
+    server_process: ServerProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The Python blocks of a page run one after the other against a service with groups in it."""
+    monkeypatch.chdir(tmp_path)  # they may write files
     sync_client.create_table(run="math", table="train", config=_config_of(page))
     for index in range(40):
         rollouts = [Rollout(token_ids=[1, 2], behaviour_logprobs=[-0.5, -0.1], reward=reward) for reward in (0.0, 1.0)]
@@ -72,11 +79,10 @@ def test_commands_exist_with_these_flags(page: str, line: str) -> None:
 
 
 def _check_flags(command: str, words: list[str]) -> None:
-    module, _, attribute = COMMANDS[command].settings.partition(":")
-    known = {f"--{field.name.replace('_', '-')}" for field in fields(getattr(import_module(module), attribute))}
+    known = {f"--{setting.replace('_', '-')}" for setting in setting_names(COMMANDS[command].settings)}
     for word in words:
         if word.startswith("--"):
-            assert word.partition("=")[0] in known | {"--help"}, f"groupreplay {command} has no {word}"
+            assert word.partition("=")[0] in known | {"--help", "--config"}, f"groupreplay {command} has no {word}"
 
 
 def test_links_lead_somewhere() -> None:

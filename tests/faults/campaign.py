@@ -18,10 +18,13 @@ from processes import ServerProcess
 
 from groupreplay import Client, Durability, Sampler, TableConfig
 from groupreplay_server.store.keys import TableKeys
+from groupreplay_trainer.sections import OptimizerSettings, ReplaySettings
 from groupreplay_trainer.settings import TrainerSettings
 
 RUN, TABLE = "faults", "train"
-LEARNER = TrainerSettings(run="learner", batch_size=4, minibatches=2, threads=1, steps=10**6)
+LEARNER = TrainerSettings(
+    run="learner", batch_size=4, optimizer=OptimizerSettings(minibatches=2), threads=1, steps=10**6
+)
 TRAINERS = 2
 BATCH_SIZE = 16
 LOST_SHARE = 0.03
@@ -168,7 +171,7 @@ class Campaign:
         with Client(address) as client:
             client.create_table(run=RUN, table=TABLE, config=config)
             if self._plan.learner:
-                learner = replace(LEARNER, durability=where.durability.value)
+                learner = replace(LEARNER, replay=ReplaySettings(durability=where.durability.value))
                 client.create_table(run=learner.run, table=learner.table, config=learner.table_config())
 
     def _make_workers(self, addresses: list[str], durability: Durability) -> None:
@@ -209,10 +212,10 @@ class Campaign:
             "--run": LEARNER.run,
             "--run-dir": str(self._folder / "learner"),
             "--batch-size": str(LEARNER.batch_size),
-            "--minibatches": str(LEARNER.minibatches),
+            "--optimizer.minibatches": str(LEARNER.optimizer.minibatches),
             "--threads": str(LEARNER.threads),
             "--steps": str(LEARNER.steps),
-            "--durability": durability.value,
+            "--replay.durability": durability.value,
         }
         return ["groupreplay_cli", "train", *(part for flag in flags.items() for part in flag)]
 

@@ -75,6 +75,20 @@ async def test_a_batch_is_taken_once(proxy: LossyProxy, table: TableUser) -> Non
     assert (state.leased, state.leases, state.fresh, state.counters["batches"]) == (2, 1, 2, 1)
 
 
+async def test_a_batch_in_shares_is_taken_once(proxy: LossyProxy, table: TableUser) -> None:
+    """Its outline and its payloads are asked for again, and are those of one lease."""
+    await table.insert(*effective("a", "b", "c"))
+    proxy.lose_answers(1)
+    outline = await table.client.lease_batch(batch_size=2, lease_id="l", timeout_s=10.0, **table.names)
+    assert [group.group_id for group in outline.groups] == ["a", "b"]
+    proxy.lose_answers(1)
+    [read] = await table.client.read_lease(["b"], lease_id="l", **table.names)
+    assert (read.group.group_id, read.times_sampled) == ("b", 1)
+    assert proxy.lost == 2
+    state = await table.describe()
+    assert (state.leases, state.fresh, state.counters["batches"]) == (1, 1, 1)
+
+
 async def test_a_commit_is_applied_once(proxy: LossyProxy, table: TableUser) -> None:
     """The repeated commit is told that it had been made, and nothing more happens."""
     await table.insert(*effective("a"))

@@ -1,10 +1,13 @@
 """What the SDK is made of."""
 
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import groupreplay
 
 ROOT = Path(__file__).resolve().parents[2]
 FOREIGN = ["redis", "fastapi", "torch", "vllm", "cyclopts", "prometheus_client", "pydantic", "groupreplay_server"]
@@ -15,6 +18,20 @@ def test_the_sdk_loads_nothing_but_its_three_dependencies() -> None:
     program = f"import sys, groupreplay; print([name for name in {FOREIGN} if name in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_no_module_of_the_sdk_but_its_torch_part_loads_torch() -> None:
+    """Whoever generates, or looks at tables, needs no torch, whatever they import."""
+    modules = [
+        module.name
+        for module in pkgutil.iter_modules(groupreplay.__path__, "groupreplay.")
+        if module.name != "groupreplay.torch"
+    ]
+    imports = "".join(f"import {module}\n" for module in modules)
+    program = f"import sys\n{imports}print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "groupreplay.shares" in modules
+    assert ran.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("script", ["generate_sync_client.py", "generate_protos.py"])

@@ -15,10 +15,15 @@ from groupreplay_trainer.policy_model import TinyLMPolicy
 from groupreplay_trainer.run_folder import RunFolder
 from groupreplay_trainer.settings import TrainerSettings
 from groupreplay_trainer.trainer import Trainer
+from groupreplay_trainer.watching import StepWatcher
 
 ResultT = TypeVar("ResultT")
 
 RUN, TABLE = "run", "rollouts"
+
+Live = Callable[..., Awaitable[int]]
+"""Runs one life of a trainer: see the fixture `live`."""
+NEVER = 10**9
 
 
 class Killed(BaseException):
@@ -37,20 +42,44 @@ class Bench:
         self.stop = threading.Event()
 
     async def train(
-        self, *, client: type[Client] = Client, model: type[TinyLMPolicy] = TinyLMPolicy, **changes: Any
+        self,
+        *,
+        client: type[Client] = Client,
+        model: type[TinyLMPolicy] = TinyLMPolicy,
+        watchers: Sequence[StepWatcher] = (),
+        **changes: Any,
     ) -> Trainer:
         """Run a trainer to its end, with a model and a client of its own."""
-        return await asyncio.to_thread(self._train, replace(self.settings, **changes), client, model)
+        return await asyncio.to_thread(self._train, replace(self.settings, **changes), client, model, watchers)
 
-    def _train(self, settings: TrainerSettings, client_class: type[Client], model_class: type[TinyLMPolicy]) -> Trainer:
-        model = model_class(load_checkpoint(settings.model))
+    def _train(
+        self,
+        settings: TrainerSettings,
+        client_class: type[Client],
+        model_class: type[TinyLMPolicy],
+        watchers: Sequence[StepWatcher],
+    ) -> Trainer:
+        model = model_class(load_checkpoint(settings.model.path))
         with (
             RunFolder(settings.run_dir) as folder,
             client_class(settings.server, timeout_s=settings.call_timeout_s) as client,
         ):
-            trainer = Trainer(settings, client=client, model=model, folder=folder, stop=self.stop)
+            trainer = Trainer(settings, client=client, model=model, folder=folder, stop=self.stop, watchers=watchers)
             trainer.run()
             return trainer
+
+    def as_request(self, **changes: Any) -> dict[str, Any]:
+        """Return the settings as `live` takes them."""
+        return {
+            "server": self.settings.server,
+            "run": self.settings.run,
+            "run_dir": str(self.settings.run_dir),
+            "model": {"path": self.settings.model.path},
+            "batch_size": self.settings.batch_size,
+            "optimizer": {"minibatches": 2, "lr": 1e-2},
+            "threads": 1,
+            **changes,
+        }
 
     async def insert(self, groups: Sequence[RolloutGroup]) -> None:
         """Insert groups, and create the run and the table before if need be."""

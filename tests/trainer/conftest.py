@@ -1,18 +1,24 @@
 """A tiny model, and groups and batches to train it on."""
 
+import asyncio
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from trainer.bench import RUN, TABLE, Bench
+from trainer.bench import NEVER, RUN, TABLE, Bench, Live
 
 from groupreplay import AsyncClient, Batch, DeliveredGroup, GroupSource, RolloutGroup
 from groupreplay_server.app import RunningServer
 from groupreplay_tinylm import CharTokenizer, TinyLM, TinyLMConfig
 from groupreplay_trainer.policy_model import TinyLMPolicy
+from groupreplay_trainer.sections import ModelSettings, OptimizerSettings
 from groupreplay_trainer.settings import TrainerSettings
 
 MakeGroup = Callable[..., DeliveredGroup]
@@ -129,12 +135,43 @@ def bench(
         run=RUN,
         table=TABLE,
         run_dir=tmp_path / "run",
-        model=str(tmp_path / "start.safetensors"),
+        model=ModelSettings(path=str(tmp_path / "start.safetensors")),
         steps=2,
         batch_size=2,
-        minibatches=2,
-        lr=1e-2,
+        optimizer=OptimizerSettings(minibatches=2, lr=1e-2),
     )
     bench = Bench(settings, client, fresh_groups)
     yield bench
     bench.stop.set()
+
+
+@pytest.fixture(scope="session")
+def lives() -> Iterator[subprocess.Popen[str]]:
+    """Start the process whose forks train."""
+    script = Path(__file__).parent / "lives.py"
+    process = subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    yield process
+    process.communicate(timeout=30)
+
+
+@pytest.fixture
+def live(lives: subprocess.Popen[str]) -> Live:
+    """Return a coroutine function that runs one life of a trainer, up to a signal before its `at`th lasting effect.
+
+    It returns the exit status, negative for a signal.
+    """
+
+    def run(request: dict[str, Any]) -> int:
+        assert lives.stdin is not None
+        assert lives.stdout is not None
+        lives.stdin.write(json.dumps(request) + "\n")
+        lives.stdin.flush()
+        return int(lives.stdout.readline())
+
+    async def run_beside_the_loop(
+        settings: dict[str, Any], *, at: int = NEVER, name: str = "SIGKILL", between: bool = False
+    ) -> int:
+        request = {"settings": settings, "signal": name, "at": at, "between": between}
+        return await asyncio.to_thread(run, request)
+
+    return run_beside_the_loop

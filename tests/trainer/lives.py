@@ -2,14 +2,15 @@
 
 Reads one request a line, `{"settings": {...}, "signal": "SIGKILL", "at": 3}`, and answers with the fork's exit status,
 negative for a signal. `at` counts the moments just before something that outlives the process: a call to the service,
-a write to disk, a rename. Forking saves importing torch for every life.
+a write to disk, a rename; with `"between": true` also those before a forward or backward pass and an update.
+Forking saves importing torch for every life.
 """
 
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,8 @@ import torch
 
 from groupreplay import Client
 from groupreplay_trainer.command import train
+from groupreplay_trainer.policy_model import TinyLMPolicy
+from groupreplay_trainer.sections import MetricsSettings, ModelSettings, OptimizerSettings
 from groupreplay_trainer.settings import TrainerSettings
 
 LASTING: tuple[tuple[Any, str], ...] = (
@@ -26,10 +29,17 @@ LASTING: tuple[tuple[Any, str], ...] = (
     (os, "fsync"),
     (Path, "replace"),
 )
+PASSING: tuple[tuple[Any, str], ...] = (
+    (TinyLMPolicy, "score"),
+    (torch.Tensor, "backward"),
+    (torch.optim.AdamW, "step"),
+    (torch.optim.AdamW, "zero_grad"),
+)
+"""What changes nothing outside of the process."""
 
 
-def signal_before(number: int, what: signal.Signals) -> None:
-    """Make the process signal itself just before the given lasting effect, counted from 0."""
+def signal_before(number: int, what: signal.Signals, points: Sequence[tuple[Any, str]]) -> None:
+    """Make the process signal itself just before the given point, counted from 0."""
     left = number
 
     def signalling(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,15 +52,29 @@ def signal_before(number: int, what: signal.Signals) -> None:
 
         return call
 
-    for owner, name in LASTING:
+    for owner, name in points:
         setattr(owner, name, signalling(getattr(owner, name)))
 
 
 def live(request: dict[str, Any]) -> NoReturn:
     """Train until killed or done, and end the process."""
-    signal_before(request["at"], signal.Signals[request["signal"]])
+    points = LASTING + PASSING if request.get("between") else LASTING
+    signal_before(request["at"], signal.Signals[request["signal"]], points)
     settings = request["settings"]
-    os._exit(train(TrainerSettings(**(settings | {"run_dir": Path(settings["run_dir"])}))))
+    if "stderr" in settings:
+        sys.stderr = Path(settings.pop("stderr")).open("w")  # noqa: SIM115 - it ends with the process
+    metrics = settings.get("metrics", {})
+    typed = {
+        "run_dir": Path(settings["run_dir"]),
+        "model": ModelSettings(**settings["model"]),
+        "optimizer": OptimizerSettings(**settings["optimizer"]),
+        "metrics": MetricsSettings(
+            listen=metrics.get("listen"), tensorboard=Path(metrics["tensorboard"]) if metrics else None
+        ),
+    }
+    status = train(TrainerSettings(**(settings | typed)))
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def main() -> None:

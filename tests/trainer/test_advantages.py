@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groupreplay_trainer.advantages import AdvantageEstimator, group_advantages
+from groupreplay.torch.advantages import AdvantageEstimator, group_advantages
 
 REWARDS = st.lists(st.floats(-1, 1, width=16), min_size=2, max_size=32)
 

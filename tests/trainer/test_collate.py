@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groupreplay import Batch, DeliveredGroup, GroupSource, RolloutGroup
+from groupreplay.torch.advantages import AdvantageEstimator, group_advantages
+from groupreplay.torch.collate import MinibatchUnit, collate, split_microbatches, split_minibatches
 from groupreplay_tinylm import CharTokenizer
-from groupreplay_trainer.advantages import AdvantageEstimator, group_advantages
-from groupreplay_trainer.collate import MinibatchUnit, collate, split_microbatches, split_minibatches
 
 PAD = CharTokenizer.pad_id
 

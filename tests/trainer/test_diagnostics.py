@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from groupreplay import GroupSource
-from groupreplay_trainer.collate import collate
+from groupreplay.torch.collate import collate
 from groupreplay_trainer.diagnostics import BatchMakeup, PolicyDrift, TokenTally, replay_drift
 from groupreplay_trainer.loss import LossConfig, decoupled_loss
 from groupreplay_trainer.step_record import diagnose

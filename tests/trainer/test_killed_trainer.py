@@ -1,57 +1,24 @@
 """A trainer that is killed at any moment trains on every group exactly as if it had not been."""
 
-import asyncio
 import json
 import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from trainer.bench import Live
 
 from groupreplay import AsyncClient, RolloutGroup
 from groupreplay_server.app import RunningServer
 from groupreplay_tinylm import load_checkpoint
+from groupreplay_trainer.checkpoint import CheckpointFolder, TrainingState
 from groupreplay_trainer.policy_model import TinyLMPolicy
 
 STEPS = 6
 BATCH_SIZE = 4
-
-NEVER = 10**9
-
-Live = Callable[..., Awaitable[int]]
-
-
-@pytest.fixture(scope="module")
-def lives() -> Iterator[subprocess.Popen[str]]:
-    """Start the process whose forks train."""
-    script = Path(__file__).parent / "lives.py"
-    process = subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    yield process
-    process.communicate(timeout=30)
-
-
-@pytest.fixture
-def live(lives: subprocess.Popen[str]) -> Live:
-    """Return a coroutine function that runs one life of a trainer, up to a signal before its `at`th lasting effect.
-
-    It returns the exit status, negative for a signal.
-    """
-
-    def run(request: dict[str, Any]) -> int:
-        assert lives.stdin is not None
-        assert lives.stdout is not None
-        lives.stdin.write(json.dumps(request) + "\n")
-        lives.stdin.flush()
-        return int(lives.stdout.readline())
-
-    async def run_beside_the_loop(settings: dict[str, Any], *, at: int = NEVER, name: str = "SIGKILL") -> int:
-        return await asyncio.to_thread(run, {"settings": settings, "signal": name, "at": at})
-
-    return run_beside_the_loop
 
 
 @pytest.fixture
@@ -62,11 +29,10 @@ def settings(server: RunningServer, model: TinyLMPolicy, tmp_path: Path) -> Call
         "server": server.grpc_address,
         "run": run,
         "run_dir": str(tmp_path / run),
-        "model": str(tmp_path / "start.safetensors"),
+        "model": {"path": str(tmp_path / "start.safetensors")},
         "steps": STEPS,
         "batch_size": BATCH_SIZE,
-        "minibatches": 2,
-        "lr": 1e-2,
+        "optimizer": {"minibatches": 2, "lr": 1e-2},
         "threads": 1,
     }
 
@@ -100,6 +66,44 @@ async def test_lives_that_end_by_sigkill_add_up_to_one_undisturbed_run(
     tables = [await client.describe_table(run=run, table="rollouts") for run in ("undisturbed", "killed")]
     assert tables[0].replay == tables[1].replay > 0
     assert tables[1].leases == 0
+
+
+async def test_ten_kills_at_random_points_change_nothing(
+    live: Live,
+    settings: Callable[[str], dict[str, Any]],
+    client: AsyncClient,
+    fresh_groups: Callable[[int], list[RolloutGroup]],
+    tmp_path: Path,
+) -> None:
+    """Also in the middle of an update: groups, weights, moments, learning rates and random numbers are the same."""
+    steps = 20
+    optimizer = {"minibatches": 3, "lr": 1e-2, "schedule": "cosine", "warmup_steps": 3}
+    changes: dict[str, Any] = {"steps": steps, "optimizer": optimizer}
+    for run in ("undisturbed", "killed"):
+        assert await live(settings(run) | changes | {"steps": 0}) == 0
+        async for result in client.insert_many(each(fresh_groups(steps * BATCH_SIZE)), run=run, table="rollouts"):
+            assert result.error is None
+    assert await live(settings("undisturbed") | changes) == 0
+    random = np.random.default_rng(11)
+    for _ in range(10):
+        # About 20 points a step, so that ten lives of a step and a half at the mean leave some for the last one.
+        status = await live(settings("killed") | changes, at=int(random.integers(0, 60)), between=True)
+        assert status == -signal.SIGKILL
+    assert await live(settings("killed") | changes) == 0
+    expected, actual = tmp_path / "undisturbed", tmp_path / "killed"
+    assert (actual / "groups.jsonl").read_text() == (expected / "groups.jsonl").read_text()
+    lines = lines_of(actual / "train.jsonl")
+    assert lines == lines_of(expected / "train.jsonl")
+    assert sum(line["refilled"] for line in lines) > steps
+    assert lines[0]["lr"] < lines[3]["lr"] == 1e-2 > lines[-1]["lr"]
+    states = [CheckpointFolder(path / "checkpoints").load(steps) for path in (expected, actual)]
+    assert_same_state(*states)
+    assert states[0].progress.counters == states[1].progress.counters
+    assert states[0].progress.feedback == states[1].progress.feedback
+    assert (await client.get_policy(run="killed")).version == steps
+    tables = [await client.describe_table(run=run, table="rollouts") for run in ("undisturbed", "killed")]
+    assert tables[0].replay == tables[1].replay > 0
+    assert tables[1].leases == tables[1].fresh == 0
 
 
 async def test_a_trainer_killed_at_its_very_start_leaves_a_run_that_can_begin(
@@ -140,10 +144,15 @@ async def each(groups: Sequence[RolloutGroup]) -> AsyncIterator[RolloutGroup]:
         yield group
 
 
-def assert_same_weights(expected: Path, actual: Path) -> None:
-    """Compare two published policies to the bit."""
-    weights = load_checkpoint(actual).state_dict()
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_checkpoint(expected).state_dict().items())
+def assert_same_state(expected: TrainingState, actual: TrainingState) -> None:
+    """Compare weights, moments and random generator of two training states to the bit."""
+    assert torch.equal(expected.generator, actual.generator)
+    assert expected.weights.keys() == actual.weights.keys()
+    assert all(torch.equal(tensor, actual.weights[name]) for name, tensor in expected.weights.items())
+    assert expected.optimizer.keys() == actual.optimizer.keys()
+    for number, moments in expected.optimizer.items():
+        assert moments.keys() == actual.optimizer[number].keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(tensor, actual.optimizer[number][name]) for name, tensor in moments.items())
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

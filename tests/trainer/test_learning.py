@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from groupreplay import Batch, DeliveredGroup, GroupSource, Rollout, RolloutGroup
+from groupreplay.torch.collate import collate
 from groupreplay_generator.engines.base import Sampling
 from groupreplay_generator.engines.torch_engine import TorchEngine
-from groupreplay_trainer.collate import collate
 from groupreplay_trainer.policy_model import TinyLMPolicy
+from groupreplay_trainer.sections import OptimizerSettings
 from groupreplay_trainer.settings import TrainerSettings
 from groupreplay_trainer.trainer import update_settings
 from groupreplay_trainer.update import PolicyUpdater
@@ -23,7 +24,7 @@ async def test_reward_rises_on_a_task_that_rewards_one_digit(
     model: TinyLMPolicy, make_batch: Callable[..., Batch], tmp_path: Path
 ) -> None:
     """The share of responses that begin with the prompt's digit goes from chance to most of them in 40 steps."""
-    settings = update_settings(TrainerSettings(minibatches=2, preset="robust"))
+    settings = update_settings(TrainerSettings(optimizer=OptimizerSettings(minibatches=2), preset="robust"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     updater = PolicyUpdater(model, optimizer, settings=settings, generator=torch.Generator().manual_seed(0))
     sampling = Sampling(max_response_tokens=2, seed=0)

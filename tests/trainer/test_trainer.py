@@ -3,18 +3,22 @@
 import asyncio
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from trainer.bench import RUN, TABLE, Bench, Killed, on_loop, same, until
+import torch
+from trainer.bench import RUN, TABLE, Bench, Killed, Live, on_loop, same, until
 
 from groupreplay import (
     Batch,
     Client,
     GroupState,
 )
+from groupreplay_trainer.failures import TrainingMemoryError, explaining_memory
 from groupreplay_trainer.policy_model import TinyLMPolicy, TokenScores
-from groupreplay_trainer.service_calls import ServiceCalls
+from groupreplay_trainer.sections import MemorySettings
+from groupreplay_trainer.service_calls import ServiceCalls, StarvedError
 
 
 async def test_each_step_is_committed_logged_and_published(bench: Bench) -> None:
@@ -174,20 +178,29 @@ async def test_a_step_that_is_on_disk_is_finished_before_stopping(bench: Bench) 
     assert trainer.progress.step == await bench.version() == 1
 
 
-async def test_a_group_that_cannot_be_trained_on_is_named_and_given_back(bench: Bench, make_group: Any) -> None:
-    """A response longer than the model takes ends the trainer with clear words, and no lease is left behind."""
-    endless = make_group("endless", rewards=(1.0, 0.0), lengths=(2, 20)).group
-    await bench.insert([*bench.make_groups(1), replace(endless, policy_version_min=0, policy_version_max=0)])
-    with pytest.raises(ValueError, match="group endless has a rollout of 23 tokens"):
+@pytest.mark.parametrize(("prompt", "response"), [(3, 20), (30, 2)])
+async def test_a_group_longer_than_the_model_takes_is_named_and_given_back(
+    bench: Bench, make_group: Any, prompt: int, response: int
+) -> None:
+    """Prompt or response: the trainer ends with words that help, and leaves no lease; what they say lets it go on."""
+    endless = make_group("endless", rewards=(1.0, 0.0), lengths=(2, response), prompt=[5] * prompt).group
+    groups = bench.make_groups(2)
+    await bench.insert([*groups[:1], replace(endless, policy_version_min=0, policy_version_max=0)])
+    said = rf"group endless has a rollout of {prompt + response} tokens \(prompt {prompt}\); the model takes 16\. Limit"
+    with pytest.raises(ValueError, match=rf"{said} .*; delete_groups takes this one out of the table"):
         await bench.train()
     table = await bench.table()
     assert (table.fresh, table.leases, await bench.version()) == (2, 0, 0)
+    await bench.client.delete_groups(["endless"], run=RUN, table=TABLE)
+    await bench.insert(groups[1:])
+    await bench.train(steps=1)
+    assert await bench.version() == 1
 
 
 async def test_a_trainer_that_waits_says_what_is_missing_and_stops_when_told(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It repeats the service's explanation every report_s; a stop ends the wait and leaves no lease."""
+    """It repeats the service's diagnosis every report_s; a stop ends the wait and leaves no lease."""
 
     async def has_reported_twice() -> bool:
         return caplog.text.count("has waited") >= 2
@@ -198,6 +211,57 @@ async def test_a_trainer_that_waits_says_what_is_missing_and_stops_when_told(
         await until(has_reported_twice)
         bench.stop.set()
         trainer = await training
-    assert "1 of the 2 fresh groups" in caplog.text
+    assert "needs 1 more fresh groups for a batch of 2; it has 1 fresh (1 effective)" in caplog.text
+    assert "No producer was ever heard of in table run/rollouts: start a generator" in caplog.text
+    assert "Nobody waits" not in caplog.text
     assert "stopped after step 0" in caplog.text
     assert trainer.progress.step == (await bench.table()).leases == 0
+
+
+async def test_a_trainer_gives_up_waiting_after_the_time_that_it_is_given(bench: Bench) -> None:
+    """With the service's diagnosis, and without a lease."""
+    await bench.insert(bench.make_groups(1))
+    with pytest.raises(StarvedError, match=r"waited .* max_wait_s is 0.2: .* needs 1 more fresh groups"):
+        await bench.train(max_wait_s=0.2)
+    table = await bench.table()
+    assert (table.fresh, table.leases) == (1, 0)
+
+
+async def test_a_trainer_that_starves_ends_with_status_1(bench: Bench, live: Live, tmp_path: Path) -> None:
+    """So that whoever runs it can tell."""
+    log = tmp_path / "log"
+    log.touch()
+    assert await live(bench.as_request(steps=1, max_wait_s=0.2, stderr=str(log))) == 1
+    assert "the trainer gives up: step 1 has waited" in log.read_text()
+    assert "start a generator with this run and table" in log.read_text()
+
+
+class Greedy(TinyLMPolicy):
+    """Asks the allocator for a pebibyte in each forward pass."""
+
+    def score(self, *arguments: Any, **named: Any) -> TokenScores:
+        torch.empty(2**50, dtype=torch.uint8)
+        return super().score(*arguments, **named)
+
+
+async def test_a_step_that_does_not_fit_into_memory_says_what_to_lower(bench: Bench) -> None:
+    """The sizes of the batch and the settings as they are; the groups go back."""
+    await bench.insert(bench.make_groups(3)[::2])
+    expected = (
+        r"a batch of 2 groups, 6 rollouts of up to 7 and together 34 tokens, does not fit into memory\. "
+        r"Lower memory\.max_rollouts_at_once \(256\), batch_size, .*DefaultCPUAllocator"
+    )
+    with pytest.raises(TrainingMemoryError, match=expected):
+        await bench.train(model=Greedy)
+    table = await bench.table()
+    assert (table.fresh, table.leases, await bench.version()) == (2, 0, 0)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_each_kind_of_too_little_memory_is_recognised(error: Exception, make_batch: Any, make_group: Any) -> None:
+    """Of a GPU and of numpy; any other error stays what it is."""
+    batch = make_batch([make_group()])
+    with pytest.raises(TrainingMemoryError, match="3 rollouts of up to 7"), explaining_memory(batch, MemorySettings()):
+        raise error
+    with pytest.raises(RuntimeError, match="shapes differ"), explaining_memory(batch, MemorySettings()):
+        raise RuntimeError("shapes differ")

@@ -22,6 +22,7 @@ from groupreplay import (
     TableExistsError,
 )
 from groupreplay_server.app import running_server
+from groupreplay_trainer.sections import ReplaySettings
 from groupreplay_trainer.trainer import TrainingConflictError
 
 
@@ -59,9 +60,13 @@ async def test_a_trainer_outlives_the_replicas(
     async with running_server(impatient) as server, AsyncClient(server.grpc_address) as client:
         bench.client = client
         await bench.insert(bench.make_groups(2))
-        config = replace(bench.settings, durability="replicas").table_config()
+        config = replace(bench.settings, replay=ReplaySettings(durability="replicas")).table_config()
         await client.update_table(run=RUN, table=TABLE, config=config)
-        options: dict[str, Any] = {"call_timeout_s": 0.5, "report_s": 0.5, "durability": "replicas"}
+        options: dict[str, Any] = {
+            "call_timeout_s": 0.5,
+            "report_s": 0.5,
+            "replay": ReplaySettings(durability="replicas"),
+        }
         training = asyncio.create_task(bench.train(server=server.grpc_address, steps=1, **options))
         await until(has_noticed)
         await client.update_table(run=RUN, table=TABLE, config=replace(config, durability=Durability.MEMORY))

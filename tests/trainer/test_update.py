@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from groupreplay import GroupSource
-from groupreplay_trainer.collate import TrainingBatch, collate
+from groupreplay.torch.collate import TrainingBatch, collate
+from groupreplay_trainer.failures import NonFinite, NonFiniteError
 from groupreplay_trainer.loss import LossConfig
 from groupreplay_trainer.policy_model import TinyLMPolicy, TokenScores
 from groupreplay_trainer.update import PolicyUpdater, UpdateSettings
@@ -81,19 +82,57 @@ def test_minibatch_losses_average_to_the_batch_token_mean(model: TinyLMPolicy, b
     assert sum(pieces) / 4 == pytest.approx(whole[0], rel=1e-5)
 
 
+class Steep(TinyLMPolicy):
+    """Scores as it should, but with a gradient that is so many times larger."""
+
+    factor = 1e300
+
+    def score(self, token_ids_BT: torch.Tensor, *arguments: Any, **named: Any) -> TokenScores:  # noqa: N803
+        scores = super().score(token_ids_BT, *arguments, **named)
+        exact = scores.logprobs_BT.detach()
+        return TokenScores(
+            logprobs_BT=exact + (scores.logprobs_BT - exact).double().mul(self.factor).float(),
+            entropy_BT=scores.entropy_BT,
+        )
+
+
 def test_a_gradient_that_is_not_finite_changes_no_weight(model: TinyLMPolicy, batch: TrainingBatch) -> None:
-    """One bad minibatch is left out and counted; the weights stay finite."""
-
-    class Broken(TinyLMPolicy):
-        def score(self, token_ids_BT: torch.Tensor, *arguments: Any, **named: Any) -> TokenScores:  # noqa: N803
-            scores = super().score(token_ids_BT, *arguments, **named)
-            return TokenScores(logprobs_BT=scores.logprobs_BT * math.inf, entropy_BT=scores.entropy_BT)
-
-    broken = Broken(model._model)
+    """The update ends and says which gradient it was; where it is told to, it leaves that one out and counts it."""
+    broken = Steep(model._model)
     before = flat_weights(model)
-    report = updater(broken).update(batch)
-    assert (report.skipped, report.losses, report.grad_norms) == (1, (), ())
+    with pytest.raises(NonFiniteError, match=r"the loss of update 1 of 2 is \S+, the norm of its gradient (inf|nan)"):
+        updater(broken, minibatches=2).update(batch)
     assert torch.equal(flat_weights(model), before)
+    report = updater(broken, minibatches=2, skip_nonfinite_updates=True).update(batch)
+    assert (report.skipped, report.losses, report.grad_norms) == (2, (), ())
+    assert torch.equal(flat_weights(model), before)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_policy_without_a_finite_log_probability_is_not_trained(
+    model: TinyLMPolicy, batch: TrainingBatch, skip: bool
+) -> None:
+    """No update can be left out to mend it. The log probabilities come with the error."""
+    model.parameters()[0].data[5, 0] = torch.inf
+    with pytest.raises(NonFiniteError, match="tokens have no finite log probability") as caught:
+        updater(model, skip_nonfinite_updates=skip).update(batch)
+    assert caught.value.kind is NonFinite.LOGPROBS
+    assert not torch.isfinite(caught.value.proximal_logprobs_BT[batch.response_mask_BT]).all()
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_weights_that_an_update_made_infinite_are_noticed_at_once(
+    model: TinyLMPolicy, batch: TrainingBatch, skip: bool
+) -> None:
+    """Loss and gradient of the last update were finite, and nothing else would look before they are published."""
+    steep = Steep(model._model)
+    steep.factor = 1e6
+    broken = updater(steep, skip_nonfinite_updates=skip)
+    broken._optimizer.param_groups[0]["lr"] = 3e38
+    with pytest.raises(NonFiniteError, match="parameter tensors are not finite") as caught:
+        broken.update(batch)
+    assert caught.value.kind is NonFinite.WEIGHTS
+    assert math.isinf(flat_weights(model).abs().max())
 
 
 def test_progress_is_reported_before_every_forward_pass_and_may_end_the_update(

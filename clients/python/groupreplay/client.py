@@ -5,23 +5,25 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 
 from groupreplay import convert, convert_diagnosis, convert_pieces, convert_tables
 from groupreplay.errors import GroupReplayError, InternalError, QuotaExceededError
 from groupreplay.groups import RolloutGroup
-from groupreplay.parts import MESSAGE_BYTES, PartAssembler, pack_parts, split_group
+from groupreplay.parts import MESSAGE_BYTES, AssembledGroup, PartAssembler, pack_parts, split_group
 from groupreplay.retry import Attempts, error_from_rpc
 from groupreplay.snapshot_file import Progress, SnapshotFile, SnapshotWriter
 from groupreplay.table_config import TableConfig
 from groupreplay.types import (
     Admission,
     Batch,
+    BatchOutline,
     DeliveredGroup,
     Diagnosis,
     GroupFeedback,
+    GroupOutline,
     GroupState,
     InsertOutcome,
     InsertResult,
@@ -46,6 +48,8 @@ WINDOW_BYTES = 16 * 2**20
 WINDOW_GROUPS = 256
 MAX_PIECES = 1024
 """Pieces of partial groups in one message."""
+
+_Taken = TypeVar("_Taken", Batch, BatchOutline)
 
 _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -246,7 +250,62 @@ class Client:
             timeout_s=timeout_s,
             holder=holder,
         )
-        return self._take(self._stub.NextBatch, request)
+        return self._take(lambda left_s: self._read_batch(self._stub.NextBatch, request, left_s), request)
+
+    def lease_batch(
+        self,
+        *,
+        run: str,
+        table: str,
+        batch_size: int,
+        lease_id: str | None = None,
+        lease_s: float = 600.0,
+        timeout_s: float = 60.0,
+        holder: str = "",
+    ) -> BatchOutline:
+        """Do what next_batch does, and return the batch without its payloads: read_lease has those.
+
+        For trainers of several ranks: one leases the batch, and each reads its share of the groups.
+
+        Raises:
+            BatchNotReadyError, StepConflictError: as next_batch.
+        """
+        request = pb.NextBatchRequest(
+            run=run,
+            table=table,
+            batch_size=batch_size,
+            lease_id=lease_id or uuid.uuid4().hex,
+            lease_s=lease_s,
+            timeout_s=timeout_s,
+            holder=holder,
+            headers_only=True,
+        )
+        return self._take(lambda left_s: self._read_outline(request, left_s), request)
+
+    def read_lease(
+        self, group_ids: Sequence[str], *, run: str, table: str, lease_id: str, timeout_s: float | None = None
+    ) -> list[DeliveredGroup]:
+        """Read groups of a live lease, with their payloads, in the order asked; whoever knows its id may.
+
+        At most 10000 in one call.
+
+        Raises:
+            InvalidRequestError: a group is not in the lease.
+            LeaseExpiredError: the lease ended before.
+            StepConflictError: the lease was committed before.
+        """
+        if not group_ids:
+            return []
+        request = pb.ReadLeaseRequest(run=run, table=table, lease_id=lease_id, group_ids=group_ids)
+        attempts = Attempts(timeout_s or self._timeout_s)
+        while True:
+            try:
+                _, groups = self._read_parts(self._stub.ReadLease, request, attempts.left_s())
+            except grpc.RpcError as failure:
+                pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
+            else:
+                return [_delivered(group) for group in groups]
+            time.sleep(pause_s)
 
     def sample(
         self,
@@ -277,7 +336,7 @@ class Client:
             timeout_s=timeout_s,
             holder=holder,
         )
-        return self._take(self._stub.Sample, request)
+        return self._take(lambda left_s: self._read_batch(self._stub.Sample, request, left_s), request)
 
     def commit(self, *, run: str, table: str, lease_id: str, step: int, feedback: Sequence[GroupFeedback] = ()) -> bool:
         """End a lease after training; return True if this very commit was made before.
@@ -562,7 +621,7 @@ class Client:
 
     # How calls are made
 
-    def _take(self, call: Any, request: Any) -> Batch:
+    def _take(self, read: Callable[[float | None], _Taken], request: Any) -> _Taken:
         """Wait for a batch up to its timeout, and read it; calls that broke are made again."""
         timeout_s = request.timeout_s
         waiting = Attempts(timeout_s)
@@ -570,7 +629,7 @@ class Client:
         while True:
             request.timeout_s = min(timeout_s, waiting.left_s() or 0)
             try:
-                return self._read_batch(call, request, attempts.left_s())
+                return read(attempts.left_s())
             except grpc.RpcError as failure:
                 pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
             time.sleep(pause_s)
@@ -678,20 +737,38 @@ class Client:
         return groups
 
     def _read_batch(self, call: Any, request: Any, timeout_s: float | None) -> Batch:
+        header, groups = self._read_parts(call, request, timeout_s)
+        return convert.batch_from_wire(self._whole(header, groups), [_delivered(group) for group in groups])
+
+    def _read_outline(self, request: pb.NextBatchRequest, timeout_s: float | None) -> BatchOutline:
+        header, groups = self._read_parts(self._stub.NextBatch, request, timeout_s)
+        return convert.batch_outline_from_wire(self._whole(header, groups), [_outline(group) for group in groups])
+
+    def _read_parts(
+        self, call: Any, request: Any, timeout_s: float | None
+    ) -> tuple[pb.BatchHeader | None, list[AssembledGroup]]:
         header: pb.BatchHeader | None = None
         assembler = PartAssembler()
-        groups: list[DeliveredGroup] = []
+        groups: list[AssembledGroup] = []
         for response in call(request, timeout=timeout_s):
-            if response.HasField("batch"):
+            if isinstance(response, pb.NextBatchResponse) and response.HasField("batch"):
                 header = response.batch
-            for part in response.parts:
-                group = assembler.add(part)
-                if group is not None and group.delivery is not None:
-                    groups.append(convert.delivered_from_wire(group.header, group.delivery, group.payload or b""))
+            groups += [group for part in response.parts if (group := assembler.add(part)) is not None]
         assembler.check_complete()
+        return header, groups
+
+    def _whole(self, header: pb.BatchHeader | None, groups: Sequence[AssembledGroup]) -> pb.BatchHeader:
         if header is None or header.groups != len(groups):
             raise InternalError(f"{self._address} sent {len(groups)} groups of a batch, and not its whole header")
-        return convert.batch_from_wire(header, groups)
+        return header
+
+
+def _delivered(group: AssembledGroup) -> DeliveredGroup:
+    return convert.delivered_from_wire(group.header, group.delivery or group_pb2.Delivery(), group.payload or b"")
+
+
+def _outline(group: AssembledGroup) -> GroupOutline:
+    return convert.outline_from_wire(group.header, group.delivery or group_pb2.Delivery())
 
 
 def may_pass(result: InsertResult) -> bool:

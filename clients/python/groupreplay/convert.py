@@ -26,8 +26,11 @@ from groupreplay.payload import (
 from groupreplay.table_config import Durability
 from groupreplay.types import (
     Batch,
+    BatchOutline,
     DeliveredGroup,
+    Delivery,
     GroupFeedback,
+    GroupOutline,
     GroupSource,
     GroupState,
     InsertOutcome,
@@ -176,19 +179,50 @@ def stored_from_wire(header: group_pb2.GroupHeader, delivery: group_pb2.Delivery
     )
 
 
+def outline_from_wire(header: group_pb2.GroupHeader, delivery: group_pb2.Delivery) -> GroupOutline:
+    """Return what is known of a delivered group without its payload."""
+    return GroupOutline(
+        delivery=delivery_from_wire(header.group_id, delivery),
+        rewards=tuple(header.rewards),
+        prompt_length=header.prompt_length,
+        response_lengths=tuple(header.response_lengths),
+    )
+
+
+def delivery_from_wire(group_id: str, delivery: group_pb2.Delivery) -> Delivery:
+    """Return how a group came into a batch."""
+    return Delivery(
+        group_id=group_id,
+        source=meaning_of(_SOURCE_OF, delivery.source, f"group {group_id}: source", InternalError),
+        staleness=delivery.staleness,
+        times_sampled=delivery.times_sampled,
+        probability=delivery.probability,
+        redeliveries=delivery.redeliveries,
+        importance_weight=delivery.importance_weight,
+    )
+
+
 def batch_from_wire(header: replay_service_pb2.BatchHeader, groups: Sequence[DeliveredGroup]) -> Batch:
     """Return a batch whose groups have all come."""
-    return Batch(
-        lease_id=header.lease_id,
-        lease_deadline_ms=header.lease_deadline_ms,
-        policy_version=header.policy_version,
-        batch_size=header.batch_size,
-        fresh=header.fresh,
-        fresh_effective=header.fresh_effective,
-        refilled=header.refilled,
-        shortfall=header.shortfall,
-        groups=tuple(groups),
-    )
+    return Batch(groups=tuple(groups), **_batch_fields(header))
+
+
+def batch_outline_from_wire(header: replay_service_pb2.BatchHeader, groups: Sequence[GroupOutline]) -> BatchOutline:
+    """Return a batch that came without payloads."""
+    return BatchOutline(groups=tuple(groups), **_batch_fields(header))
+
+
+def _batch_fields(header: replay_service_pb2.BatchHeader) -> dict[str, Any]:
+    return {
+        "lease_id": header.lease_id,
+        "lease_deadline_ms": header.lease_deadline_ms,
+        "policy_version": header.policy_version,
+        "batch_size": header.batch_size,
+        "fresh": header.fresh,
+        "fresh_effective": header.fresh_effective,
+        "refilled": header.refilled,
+        "shortfall": header.shortfall,
+    }
 
 
 def insert_result_to_proto(result: InsertResult) -> replay_service_pb2.InsertResult:

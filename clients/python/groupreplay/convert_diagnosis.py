@@ -1,12 +1,9 @@
 """Protocol messages <-> the dataclasses of diagnosis and lineage."""
 
-from collections.abc import Sequence
-
-from groupreplay.convert import SOURCES, meaning_of
+from groupreplay.convert import delivery_from_wire, meaning_of
 from groupreplay.convert_tables import table_from_proto, table_to_proto
 from groupreplay.errors import InternalError
 from groupreplay.types import (
-    Delivery,
     Diagnosis,
     Finding,
     Lease,
@@ -21,7 +18,6 @@ _SEVERITIES = {severity: pb.Severity.Value(severity.name) for severity in Severi
 _HEALTHS = {health: pb.ProducerHealth.Value(health.name) for health in ProducerHealth}
 _SEVERITY_OF = {number: severity for severity, number in _SEVERITIES.items()}
 _HEALTH_OF = {number: health for health, number in _HEALTHS.items()}
-_SOURCE_OF = {number: source for source, number in SOURCES.items()}
 _PRODUCER_FIELDS = (
     "producer_id", "first_seen_ms", "last_seen_ms", "last_insert_ms", "inserted", "effective", "refused", "interval_s",
     "status",
@@ -80,21 +76,6 @@ def lineage_from_proto(message: pb.GetLineageResponse) -> Lineage:
         batch_size=message.batch.batch_size,
         seed=message.seed,
         committed_at_ms=message.committed_at_ms,
-        groups=_deliveries(message.groups),
+        groups=tuple(delivery_from_wire(group.group_id, group.delivery) for group in message.groups),
         undelivered_group_ids=tuple(message.undelivered_group_ids),
-    )
-
-
-def _deliveries(groups: Sequence[pb.LineageGroup]) -> tuple[Delivery, ...]:
-    return tuple(
-        Delivery(
-            group_id=group.group_id,
-            source=meaning_of(_SOURCE_OF, group.delivery.source, f"group {group.group_id}: source", InternalError),
-            staleness=group.delivery.staleness,
-            times_sampled=group.delivery.times_sampled,
-            probability=group.delivery.probability,
-            redeliveries=group.delivery.redeliveries,
-            importance_weight=group.delivery.importance_weight,
-        )
-        for group in groups
     )

@@ -190,6 +190,45 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupOutline:
+    """A group of a batch without its payload: how it came there, and how long it is."""
+
+    delivery: Delivery
+    rewards: tuple[float, ...]
+    """[G]"""
+    prompt_length: int
+    """Tokens of the prompt."""
+    response_lengths: tuple[int, ...]
+    """[G] tokens of each response."""
+
+    @property
+    def group_id(self) -> str:
+        """Name of the group."""
+        return self.delivery.group_id
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a model reads for it: the prompt in front of each response."""
+        return len(self.response_lengths) * self.prompt_length + sum(self.response_lengths)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOutline:
+    """A batch under a lease, without the payloads of its groups; read_lease has those. Fields as in Batch."""
+
+    lease_id: str
+    lease_deadline_ms: int
+    policy_version: int
+    batch_size: int
+    fresh: int
+    fresh_effective: int
+    refilled: int
+    shortfall: int
+    groups: tuple[GroupOutline, ...]
+    """Fresh by arrival, then replay as drawn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InsertResult:
     """What became of one group of an insert."""
 

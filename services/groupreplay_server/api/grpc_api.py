@@ -18,7 +18,14 @@ from groupreplay.parts import AssembledGroup, PartAssembler
 from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.snapshots import read_groups, read_header, serialize_snapshot
-from groupreplay_server.api.wire import batch_header, delivery, serialize_batch, serialize_read_groups
+from groupreplay_server.api.wire import (
+    batch_header,
+    delivery,
+    serialize_batch,
+    serialize_leased_groups,
+    serialize_outline,
+    serialize_read_groups,
+)
 from groupreplay_server.batches import DEFAULT_ADMISSION_S, DEFAULT_LEASE_S
 from groupreplay_server.pieces import ArrivedPiece, PieceAssembler
 from groupreplay_server.service import ReplayService
@@ -105,7 +112,17 @@ class GrpcApi:
 
     async def next_batch(self, request: pb.NextBatchRequest) -> AsyncIterator[bytes]:
         batch = await self._service.batches.next_batch(request.run, request.table, **_lease_request(request))
-        async for message in self._send(request.run, request.table, batch):
+        messages = serialize_outline(batch) if request.headers_only else self._send(request.run, request.table, batch)
+        async for message in messages:
+            yield message
+
+    async def read_lease(self, request: pb.ReadLeaseRequest) -> AsyncIterator[bytes]:
+        groups = await self._service.batches.read_lease(
+            request.run, request.table, lease_id=request.lease_id, group_ids=_names(request.group_ids)
+        )
+        payloads = self._service.batches.payloads(request.run, request.table, groups)
+        async for message in serialize_leased_groups(payloads):
+            self._metrics.payload("out", len(message))
             yield message
 
     async def sample(self, request: pb.SampleRequest) -> AsyncIterator[bytes]:

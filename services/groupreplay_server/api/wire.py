@@ -3,24 +3,38 @@
 The result is an ordinary NextBatchResponse (replay_service.proto); a test parses it with the generated classes.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from groupreplay.convert import SOURCES
 from groupreplay.parts import MESSAGE_BYTES, varint
 from groupreplay.v1 import group_pb2, replay_service_pb2
 from groupreplay_server.store.records import LeasedBatch, LeasedGroup, ReadGroup
 
-_PARTS, _READ_PARTS = b"\x12", b"\x0a"  # NextBatchResponse.parts = 2, GetGroupsResponse.parts = 1
+_PARTS = b"\x12"  # NextBatchResponse.parts = 2
+_READ_PARTS = b"\x0a"  # GetGroupsResponse.parts = 1, ReadLeaseResponse.parts = 1
 _HEADER_ONLY = b"\x20\x01"  # GroupPart.header_only = 4, true
 _HEADER, _DELIVERY, _PAYLOAD = b"\x0a", b"\x12", b"\x1a"  # GroupPart.header = 1, .delivery = 2, .payload = 3
 
 
 async def serialize_batch(batch: LeasedBatch, groups: AsyncIterator[tuple[LeasedGroup, bytes]]) -> AsyncIterator[bytes]:
     """Yield the messages of a batch: its header first, then parts; a group's header may take one past MESSAGE_BYTES."""
-    first = replay_service_pb2.NextBatchResponse(batch=batch_header(batch)).SerializeToString()
     async for message in pack_groups(
-        first, _PARTS, ((_first_fields(group), payload) async for group, payload in groups)
+        _first_message(batch), _PARTS, ((_first_fields(group), payload) async for group, payload in groups)
     ):
+        yield message
+
+
+async def serialize_outline(batch: LeasedBatch) -> AsyncIterator[bytes]:
+    """Yield the messages of a batch whose payloads are left out."""
+    parts = _without_payloads(batch.groups)
+    async for message in pack_groups(_first_message(batch), _PARTS, parts):
+        yield message
+
+
+async def serialize_leased_groups(groups: AsyncIterator[tuple[LeasedGroup, bytes]]) -> AsyncIterator[bytes]:
+    """Yield the ReadLeaseResponse messages of groups of a lease."""
+    parts = ((_first_fields(group), payload) async for group, payload in groups)
+    async for message in pack_groups(b"", _READ_PARTS, parts):
         yield message
 
 
@@ -78,6 +92,15 @@ def delivery(group: LeasedGroup) -> group_pb2.Delivery:
         redeliveries=group.redeliveries,
         importance_weight=group.importance_weight,
     )
+
+
+def _first_message(batch: LeasedBatch) -> bytes:
+    return replay_service_pb2.NextBatchResponse(batch=batch_header(batch)).SerializeToString()
+
+
+async def _without_payloads(groups: Sequence[LeasedGroup]) -> AsyncIterator[tuple[bytes, bytes]]:
+    for group in groups:
+        yield _first_fields(group) + _HEADER_ONLY, b""
 
 
 def _first_fields(group: LeasedGroup) -> bytes:

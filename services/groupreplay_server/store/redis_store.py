@@ -301,6 +301,15 @@ class RedisStore:
             )
         return bool(repeated)
 
+    async def read_lease(self, run: str, table: str, *, lease_id: str) -> LeasedBatch:
+        """Return the batch of a live lease."""
+        keys = TableKeys(run, table)
+        with translated_errors():
+            reply = await call_script(
+                self._redis, "read_lease", keys.all(), {**self._shared(keys), "lease_id": lease_id}
+            )
+        return cast(LeasedBatch, _batch(lease_id, reply))
+
     async def release_lease(self, run: str, table: str, *, lease_id: str) -> int:
         """Give the groups of a lease back; return how many fresh ones."""
         keys = TableKeys(run, table)

@@ -270,7 +270,7 @@ class GroupPart(_message.Message):
     payload: _builtins.bytes
     """The next bytes of the payload. The group is complete when header.payload_bytes have come."""
     header_only: _builtins.bool
-    """On insert only: the payload is left out on purpose."""
+    """The payload is left out on purpose."""
     @_builtins.property
     def header(self) -> Global___GroupHeader:
         """Present on the first part of a group only."""

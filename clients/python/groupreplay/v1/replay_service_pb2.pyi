@@ -451,6 +451,7 @@ class NextBatchRequest(_message.Message):
     LEASE_S_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
     HOLDER_FIELD_NUMBER: _builtins.int
+    HEADERS_ONLY_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     table: _builtins.str
     batch_size: _builtins.int
@@ -463,6 +464,8 @@ class NextBatchRequest(_message.Message):
     """Seconds to wait for the batch before BATCH_NOT_READY, 0 to 86400."""
     holder: _builtins.str
     """Who takes the batch, for diagnosis. At most 128 bytes."""
+    headers_only: _builtins.bool
+    """The groups come without their payloads (header_only): ReadLease has those."""
     def __init__(
         self,
         *,
@@ -473,10 +476,11 @@ class NextBatchRequest(_message.Message):
         lease_s: _builtins.float = ...,
         timeout_s: _builtins.float = ...,
         holder: _builtins.str = ...,
+        headers_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "holder", b"holder", "lease_id", b"lease_id", "lease_s", b"lease_s", "run", b"run", "table", b"table", "timeout_s", b"timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "headers_only", b"headers_only", "holder", b"holder", "lease_id", b"lease_id", "lease_s", b"lease_s", "run", b"run", "table", b"table", "timeout_s", b"timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -559,6 +563,59 @@ class BatchHeader(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchHeader: _TypeAlias = BatchHeader  # noqa: Y015
+
+@_typing.final
+class ReadLeaseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    GROUP_IDS_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    lease_id: _builtins.str
+    @_builtins.property
+    def group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Groups that were delivered under the lease; at least one, at most 10000."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        lease_id: _builtins.str = ...,
+        group_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_ids", b"group_ids", "lease_id", b"lease_id", "run", b"run", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadLeaseRequest: _TypeAlias = ReadLeaseRequest  # noqa: Y015
+
+@_typing.final
+class ReadLeaseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[_group_pb2.GroupPart]:
+        """The groups with their payloads, in the order asked. Delivery is what it was in the batch."""
+
+    def __init__(
+        self,
+        *,
+        parts: _abc.Iterable[_group_pb2.GroupPart] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadLeaseResponse: _TypeAlias = ReadLeaseResponse  # noqa: Y015
 
 @_typing.final
 class SampleRequest(_message.Message):

@@ -51,6 +51,11 @@ class ReplayServiceStub(object):
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.NextBatchRequest.SerializeToString,
                 response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.FromString,
                 _registered_method=True)
+        self.ReadLease = channel.unary_stream(
+                '/groupreplay.v1.ReplayService/ReadLease',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.ReadLeaseRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.ReadLeaseResponse.FromString,
+                _registered_method=True)
         self.Sample = channel.unary_stream(
                 '/groupreplay.v1.ReplayService/Sample',
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.SampleRequest.SerializeToString,
@@ -219,6 +224,13 @@ class ReplayServiceServicer(object):
 
     def NextBatch(self, request, context):
         """Waits for a complete batch and hands it out under a lease.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadLease(self, request, context):
+        """Reads groups of a live lease, by whoever knows its id: the ranks of a trainer read each their share of a batch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -441,6 +453,11 @@ def add_ReplayServiceServicer_to_server(servicer, server):
                     servicer.NextBatch,
                     request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.NextBatchRequest.FromString,
                     response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.SerializeToString,
+            ),
+            'ReadLease': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadLease,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.ReadLeaseRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.ReadLeaseResponse.SerializeToString,
             ),
             'Sample': grpc.unary_stream_rpc_method_handler(
                     servicer.Sample,
@@ -671,6 +688,33 @@ class ReplayService(object):
             '/groupreplay.v1.ReplayService/NextBatch',
             groupreplay_dot_v1_dot_replay__service__pb2.NextBatchRequest.SerializeToString,
             groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/ReadLease',
+            groupreplay_dot_v1_dot_replay__service__pb2.ReadLeaseRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.ReadLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,8 @@ class ReplayServiceStub:
     """Stores groups of any size, and answers for each in the order they came."""
     NextBatch: _grpc.UnaryStreamMultiCallable[_replay_service_pb2.NextBatchRequest, _replay_service_pb2.NextBatchResponse]
     """Waits for a complete batch and hands it out under a lease."""
+    ReadLease: _grpc.UnaryStreamMultiCallable[_replay_service_pb2.ReadLeaseRequest, _replay_service_pb2.ReadLeaseResponse]
+    """Reads groups of a live lease, by whoever knows its id: the ranks of a trainer read each their share of a batch."""
     Sample: _grpc.UnaryStreamMultiCallable[_replay_service_pb2.SampleRequest, _replay_service_pb2.NextBatchResponse]
     """Draws from replay, without fresh groups, and hands the draw out under a lease: for algorithms of one's own."""
     Commit: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.CommitRequest, _replay_service_pb2.CommitResponse]
@@ -111,6 +113,8 @@ class ReplayServiceAsyncStub(ReplayServiceStub):
     """Stores groups of any size, and answers for each in the order they came."""
     NextBatch: _aio.UnaryStreamMultiCallable[_replay_service_pb2.NextBatchRequest, _replay_service_pb2.NextBatchResponse]  # type: ignore[assignment]
     """Waits for a complete batch and hands it out under a lease."""
+    ReadLease: _aio.UnaryStreamMultiCallable[_replay_service_pb2.ReadLeaseRequest, _replay_service_pb2.ReadLeaseResponse]  # type: ignore[assignment]
+    """Reads groups of a live lease, by whoever knows its id: the ranks of a trainer read each their share of a batch."""
     Sample: _aio.UnaryStreamMultiCallable[_replay_service_pb2.SampleRequest, _replay_service_pb2.NextBatchResponse]  # type: ignore[assignment]
     """Draws from replay, without fresh groups, and hands the draw out under a lease: for algorithms of one's own."""
     Commit: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.CommitRequest, _replay_service_pb2.CommitResponse]  # type: ignore[assignment]
@@ -196,6 +200,14 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_replay_service_pb2.NextBatchResponse], _abc.AsyncIterator[_replay_service_pb2.NextBatchResponse]]:
         """Waits for a complete batch and hands it out under a lease."""
+
+    @_abc_1.abstractmethod
+    def ReadLease(
+        self,
+        request: _replay_service_pb2.ReadLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_replay_service_pb2.ReadLeaseResponse], _abc.AsyncIterator[_replay_service_pb2.ReadLeaseResponse]]:
+        """Reads groups of a live lease, by whoever knows its id: the ranks of a trainer read each their share of a batch."""
 
     @_abc_1.abstractmethod
     def Sample(

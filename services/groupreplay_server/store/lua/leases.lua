@@ -298,6 +298,22 @@ local function unknown_lease(lease_id)
   return fail('UNKNOWN_LEASE', 'table %s never gave a lease %s, or forgot it a day after its end', topic, lease_id)
 end
 
+-- The lease of an id, or nil and the error that says why it is not live.
+local function live_lease(lease_id)
+  local packed = redis.call('HGET', records, lease_id)
+  if not packed then
+    return nil, unknown_lease(lease_id)
+  end
+  local lease = cmsgpack.unpack(packed)
+  if lease.state == 'committed' then
+    return nil, fail('STEP_CONFLICT', 'lease %s of table %s was committed with step %d', lease_id, topic, lease.step)
+  elseif lease.state ~= 'live' then
+    return nil, fail('LEASE_EXPIRED', 'lease %s of table %s was %s, its groups went back; take a new batch, and extend '
+      .. 'sooner', lease_id, topic, lease.state)
+  end
+  return lease
+end
+
 -- The table's state, as describe_table returns it.
 local function describe()
   return {

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from groupreplay import Batch, DeliveredGroup, GroupSource
-from groupreplay_trainer.advantages import AdvantageEstimator, group_advantages
+from groupreplay.torch.advantages import AdvantageEstimator, group_advantages
 
 
 class MinibatchUnit(StrEnum):
@@ -196,7 +196,7 @@ def _rows(delivered: DeliveredGroup, group_index: int, max_tokens: int | None) -
     if max_tokens is not None and longest > max_tokens:
         raise ValueError(
             f"group {group.group_id} has a rollout of {longest} tokens (prompt {prompt_length}); the model takes "
-            f"{max_tokens}. Limit prompt and response at the generator"
+            f"{max_tokens}. Limit prompt and response at the generator; delete_groups takes this one out of the table"
         )
     loss_mask = np.ones(len(group.response_token_ids), np.bool_) if group.loss_mask is None else group.loss_mask
     return [

@@ -1,0 +1,73 @@
+"""`make experiment`: run what is missing, then write the tables and the pictures."""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from experiment.arms import EXTRA, MAIN
+from experiment.plan import LEARNING_RATES, TASKS, Plan
+from experiment.report import write_report
+from experiment.results import read_results
+from experiment.runner import Runner
+
+
+def main() -> int:
+    """Run the experiment from the command line."""
+    arguments = parse_arguments()
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    runner = Runner(folder=arguments.folder, workers=arguments.workers, console=console)
+    try:
+        results = read_results(runner.results_file) if arguments.report else runner.run(plan_of(arguments))
+    except KeyboardInterrupt:
+        console.print(f"interrupted; the same command goes on with what is not in {runner.results_file}")
+        return 130
+    if not results:
+        console.print(f"no finished run in {runner.results_file}")
+        return 1
+    write_report(results, arguments.folder, console)
+    return 0
+
+
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    """Return what the command line asks for."""
+    plan = Plan(
+        tasks=arguments.tasks,
+        arms=arguments.arms,
+        extra_arms=[] if arguments.no_extra else [arm.name for arm in EXTRA],
+        seeds=range(arguments.seeds),
+        extra_seeds=range(min(arguments.seeds, 3)),
+        rates=arguments.rates,
+        steps=arguments.steps,
+    )
+    if not arguments.quick:
+        return plan
+    return replace(plan, tasks=("addition",), arms=("grpo", "popo"), extra_arms=(), seeds=range(2), rates=(1e-4,))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="make experiment", description=__doc__)
+    names = [arm.name for arm in MAIN]
+    parser.add_argument("--folder", type=Path, default=Path("runs/experiment"), help="results; the same again goes on")
+    parser.add_argument("--workers", type=int, default=2, help="runs side by side, one core each (default: 2)")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--arms", nargs="+", choices=names, default=names, metavar="ARM", help=", ".join(names))
+    parser.add_argument("--seeds", type=int, default=6, help="paired seeds for each arm and checkpoint (default: 6)")
+    parser.add_argument("--rates", nargs="+", type=float, default=list(LEARNING_RATES), help="rates to tune over")
+    parser.add_argument("--steps", type=int, help="steps of every run (default: 120, on countdown3 60)")
+    parser.add_argument("--no-extra", action="store_true", help="without group sizes, RLOO and generators ahead")
+    parser.add_argument("--quick", action="store_true", help="GRPO and POPO on addition, two seeds: minutes")
+    parser.add_argument("--report", action="store_true", help="only write tables and pictures of what is finished")
+    arguments = parser.parse_args()
+    if min(1 if arguments.steps is None else arguments.steps, arguments.seeds, arguments.workers) < 1:
+        parser.error("--steps, --seeds and --workers must be at least 1")
+    if not arguments.no_extra and not {"grpo", "popo"} <= set(arguments.arms):
+        parser.error("without grpo and popo among --arms there is nothing to vary: pass --no-extra")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

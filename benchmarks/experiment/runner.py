@@ -1,0 +1,155 @@
+"""Runs the plan: one service, a few worker processes, and whatever of the plan is not in the results yet."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from experiment.plan import Plan, RunSpec
+from experiment.results import Result, append_result, read_results
+from experiment.worker import run_one
+from groupreplay_demo.children import Child, stop_all
+from groupreplay_tinylm import builtin_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+_START_TIMEOUT_S = 60.0
+_SECOND_CHECKPOINT_SEED = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runner:
+    """Runs specs in a folder."""
+
+    folder: Path
+    workers: int
+    console: Console
+
+    @property
+    def results_file(self) -> Path:
+        """Where finished runs are."""
+        return self.folder / "runs.jsonl"
+
+    def run(self, plan: Plan) -> dict[str, Result]:
+        """Run what of the plan is missing, in its three phases; return all results."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        checkpoints = {(task, name): self._checkpoint(task, name) for task in plan.tasks for name in ("a", "b")}
+        with _service(self.folder) as server:
+            for phase in ("tune", "main", "extra"):
+                results = read_results(self.results_file)
+                specs = list(_phase(plan, phase, results))
+                missing = [spec for spec in specs if spec.key not in results]
+                self.console.print(f"{phase}: {len(specs)} runs, {len(specs) - len(missing)} of them done before")
+                self._run_phase(phase, missing, server=server, checkpoints=checkpoints)
+        return read_results(self.results_file)
+
+    def _run_phase(
+        self, phase: str, specs: list[RunSpec], *, server: str, checkpoints: dict[tuple[str, str], Path]
+    ) -> None:
+        if not specs:
+            return
+        with _progress(self.console) as progress, self._pool() as pool:
+            bar = progress.add_task(phase, total=len(specs))
+            futures: dict[Future[Result], RunSpec] = {
+                pool.submit(
+                    run_one,
+                    spec,
+                    server=server,
+                    folder=self.folder / "work",
+                    checkpoint=checkpoints[spec.task, spec.checkpoint],
+                ): spec
+                for spec in specs
+            }
+            try:
+                for future in as_completed(futures):
+                    result = future.result()
+                    append_result(self.results_file, result)
+                    progress.advance(bar)
+                    progress.console.print(
+                        f"{result.key}: {result.evaluations[0].accuracy:.3f} -> {result.final_accuracy:.3f}, "
+                        f"{result.rollouts:,} rollouts, {result.seconds:.0f} s"
+                    )
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _pool(self) -> ProcessPoolExecutor:
+        # Sleeping rather than spinning OpenMP threads: two runs share the cores with the service.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        return ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"))
+
+    def _checkpoint(self, task: str, name: str) -> Path:
+        """Return a warm-started checkpoint: "a" comes with the package, "b" is made here from another seed."""
+        builtin = builtin_checkpoint(task)
+        if name == "a":
+            return builtin
+        path = self.folder / "checkpoints" / builtin.name
+        if not path.exists():
+            self.console.print(f"making a second warm-started checkpoint for {task}, once")
+            subprocess.run(
+                [
+                    *(sys.executable, ROOT / "scripts/make_checkpoints.py", "--task", builtin.stem),
+                    *("--seed", str(_SECOND_CHECKPOINT_SEED), "--output-dir", path.parent),
+                ],
+                check=True,
+            )
+        return path
+
+
+def _phase(plan: Plan, phase: str, results: dict[str, Result]) -> Iterable[RunSpec]:
+    if phase == "tune":
+        return plan.tuning() if len(plan.rates) > 1 else ()
+    return plan.reported(results) if phase == "main" else plan.variations(results)
+
+
+@contextmanager
+def _service(folder: Path) -> Iterator[str]:
+    """Start a service on a free port with a Redis of its own; yield its address."""
+    address_file = folder / "ready.json"
+    address_file.unlink(missing_ok=True)
+    port = _free_port()
+    service = Child(
+        "serve",
+        [
+            *("serve", "--grpc-listen", f"127.0.0.1:{port}", "--http-listen", "127.0.0.1:0"),
+            *("--data-dir", str(folder / "redis"), "--ready-file", str(address_file)),
+        ],
+        folder=folder,
+    )
+    try:
+        service.start()
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not address_file.exists():
+            if not service.check() or time.monotonic() > deadline:
+                raise RuntimeError(f"the service does not start; {folder / 'serve.log'} says why")
+            time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+    finally:
+        stop_all([service])
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
