@@ -22,6 +22,7 @@ _BUILTIN_FILES: Final = {
     "countdown": "countdown.safetensors",
     "countdown3": "countdown.safetensors",
     "countdown4": "countdown.safetensors",
+    "geometry-tiny": "geometry-tiny.safetensors",
 }
 
 

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from groupreplay_generator.command import generate
+from groupreplay_generator.settings import GeneratorSettings
 from groupreplay_generator.tasks import SolvableTask, create_task
 from groupreplay_generator.tasks.base import split_of
 from groupreplay_generator.tasks.reasoning_gym_task import ReasoningGymTask, dataset_names
@@ -110,3 +112,14 @@ def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(ImportError, match=r"needs the package reasoning-gym: pip install 'groupreplay\[tasks\]'"):
         create_task("reasoning-gym:basic_arithmetic")
+
+
+def test_the_command_ends_in_words_without_the_package(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`groupreplay generate` names the right extra, and not its own."""
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    assert generate(GeneratorSettings(task="reasoning-gym:basic_arithmetic")) == 1
+    assert caplog.records[-1].getMessage() == (
+        "giving up: --task reasoning-gym:... needs the package reasoning-gym: pip install 'groupreplay[tasks]'"
+    )
