@@ -17,6 +17,8 @@ from groupreplay_generator.tasks.base import Problem
 
 START_LIMIT_S: Final = 180.0
 """A worker imports what its task needs before it says that it is ready."""
+SEND_LIMIT_S: Final = 30.0
+"""To hand over a problem and its responses, on top of the limit of a score; megabytes take milliseconds."""
 
 _PROGRAM: Final = """
 import json, sys
@@ -104,7 +106,8 @@ class RewardWorker:
         limit_s = self._plan.timeout_s
         complete = False
         try:
-            await self._send(_job(problem, texts))
+            # A verifier's thread that outlived its call may keep the worker from reading.
+            await asyncio.wait_for(self._send(_job(problem, texts)), SEND_LIMIT_S + limit_s)
             for _ in texts:
                 answer = await asyncio.wait_for(self._receive(), limit_s)
                 verdicts.append(_verdict(answer))
