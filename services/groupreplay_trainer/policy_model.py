@@ -44,13 +44,24 @@ class PolicyModel(Protocol):
     def max_tokens(self) -> int | None:
         """How long prompt and response may be together; None = any length."""
 
-    def score(self, token_ids_BT: Tensor, attention_mask_BT: Tensor, *, temperature: float) -> TokenScores:
+    def score(
+        self,
+        token_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        *,
+        temperature: float,
+        images_BHWC: Tensor | None = None,
+    ) -> TokenScores:
         """Return the log probability of every token, and the entropy it was drawn with, both with gradient.
 
         Args:
             token_ids_BT: int64, right-padded.
             attention_mask_BT: bool, false at padding.
             temperature: the logits are divided by it; the one that the tokens were sampled at, > 0.
+            images_BHWC: uint8, what stands before the tokens of each row; only a model that sees takes them.
+
+        Raises:
+            ValueError: the model sees no images, or not of this shape, or needs them and there are none.
         """
 
     def parameters(self) -> list[nn.Parameter]:
@@ -84,15 +95,22 @@ class TinyLMPolicy:
 
     @property
     def max_tokens(self) -> int | None:
-        """The number of learned positions."""
-        return self._model.config.max_positions
+        """The number of positions, less those of an image."""
+        return self._model.config.max_text_tokens
 
-    def score(self, token_ids_BT: Tensor, attention_mask_BT: Tensor, *, temperature: float) -> TokenScores:
+    def score(
+        self,
+        token_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        *,
+        temperature: float,
+        images_BHWC: Tensor | None = None,
+    ) -> TokenScores:
         """Return log probabilities and entropies; see `PolicyModel.score`.
 
         The attention mask is not needed: in a right-padded batch no real token looks at padding.
         """
-        logits_BTV = self._model(token_ids_BT[:, :-1])
+        logits_BTV = self._model(token_ids_BT[:, :-1], images_BHWC=images_BHWC)
         return score_tokens(logits_BTV, token_ids_BT, temperature=temperature)
 
     def parameters(self) -> list[nn.Parameter]:

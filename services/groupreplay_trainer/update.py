@@ -201,7 +201,11 @@ class PolicyUpdater:
 
     def _score(self, piece: TrainingBatch) -> TokenScores:
         self._on_progress()
-        return self._model.score(piece.token_ids_BT, piece.attention_mask_BT, temperature=self._settings.temperature)
+        images_BHWC = piece.row_images()
+        seen = {} if images_BHWC is None else {"images_BHWC": images_BHWC}
+        return self._model.score(
+            piece.token_ids_BT, piece.attention_mask_BT, temperature=self._settings.temperature, **seen
+        )
 
     def _microbatches(self, batch: TrainingBatch, rows_N: Tensor) -> list[Tensor]:
         return split_microbatches(rows_N, batch.lengths_B, max_rollouts=self._settings.max_rollouts_at_once)
