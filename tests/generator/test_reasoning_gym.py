@@ -6,6 +6,10 @@ import sys
 
 import pytest
 
+pytest.importorskip(
+    "reasoning_gym", reason="reasoning-gym is not installed: one of its dependencies needs a C compiler"
+)
+
 from groupreplay_generator.command import generate
 from groupreplay_generator.settings import GeneratorSettings
 from groupreplay_generator.tasks import SolvableTask, create_task
