@@ -20,6 +20,8 @@ from groupreplay import (
 )
 from groupreplay_generator.engines import Engine, EngineResult, Sampling, create_engine
 from groupreplay_generator.policy_follower import PolicyFollower, following, weights_path
+from groupreplay_generator.prompting import sample_problems
+from groupreplay_generator.scoring import Scorer
 from groupreplay_generator.settings import GeneratorSettings
 from groupreplay_generator.tasks import Problem, Task, create_task
 
@@ -33,14 +35,19 @@ AWAY_PAUSE_S = 0.5
 
 async def run_generator(settings: GeneratorSettings) -> None:
     """Generate until cancelled. The service, the trainer and the run may come later, and go and come back."""
-    task = create_task(settings.task, seed=settings.seed)
-    async with AsyncClient(settings.server) as client, following(client, settings.run) as follower:
+    task = create_task(settings.task, seed=settings.seed, train_problems=settings.train_problems)
+    async with (
+        Scorer(task, settings) as scorer,
+        AsyncClient(settings.server) as client,
+        following(client, settings.run) as follower,
+    ):
         first = await follower.newer_than(-1)
         engine = create_engine(settings.engine, weights=weights_path(first), policy_version=first.version)
         follower.opened_with(first)
         async with engine:
             _log.info("generating %s for table %s/%s", settings.task, settings.run, settings.table)
-            await Generator(settings, client=client, engine=engine, task=task, follower=follower).run()
+            generator = Generator(settings, client=client, engine=engine, task=task, scorer=scorer, follower=follower)
+            await generator.run()
 
 
 class Generator:
@@ -53,6 +60,7 @@ class Generator:
         client: AsyncClient,
         engine: Engine,
         task: Task[Any],
+        scorer: Scorer,
         follower: PolicyFollower,
     ) -> None:
         """Wire the parts, all of them open."""
@@ -60,8 +68,12 @@ class Generator:
         self._client = client
         self._engine = engine
         self._task = task
+        self._scorer = scorer
         self._follower = follower
         self._made = 0
+        self._usable = np.empty(0, np.int64)
+        self._unfit: set[str] = set()
+        self._unfit_reason = ""
         self._status = "starts"
         self._incarnation = 0
         self._random = np.random.default_rng(settings.seed)
@@ -71,6 +83,7 @@ class Generator:
         await self._begin()
         beating = asyncio.create_task(self._beat())
         try:
+            await self._draw_problems()
             while True:
                 await self._generate_once()
         finally:
@@ -98,11 +111,15 @@ class Generator:
                     table=settings.table,
                     producer_id=settings.producer_id,
                     interval_s=BEAT_S,
-                    status=self._status,
+                    status=self._full_status(),
                 )
             except GroupReplayError as error:
                 _log.debug("a beat was not heard: %s", error)
             await asyncio.sleep(BEAT_S)
+
+    def _full_status(self) -> str:
+        unfit = f"prompts left out: {len(self._unfit)}" if self._unfit else ""
+        return "; ".join(part for part in (self._status, self._scorer.status(), unfit) if part)
 
     async def _begin(self) -> None:
         """Make ids and random numbers those of no earlier process of this name, yet the same when a run is repeated."""
@@ -111,6 +128,12 @@ class Generator:
         self._incarnation = table.counters.get("inserted", 0)
         name = zlib.crc32(settings.producer_id.encode())
         self._random = np.random.default_rng([settings.seed, name, self._incarnation])
+
+    async def _draw_problems(self) -> None:
+        self._status = "draws its problems"
+        # In a thread: some tasks take minutes for it, and beats go on meanwhile.
+        problems = await asyncio.to_thread(self._task.problem_count, "train")
+        self._usable = np.arange(min(self._settings.train_problems, problems))
 
     async def _admission(self) -> Admission:
         """Wait until the table wants groups."""
@@ -128,43 +151,61 @@ class Generator:
 
     async def _generate(self, count: int) -> list[RolloutGroup]:
         settings = self._settings
-        pool = min(settings.train_problems, self._task.problem_count("train"))
+        if not self._usable.size:
+            raise ValueError(
+                f"{settings.task} has no training problem that the policy can be asked {self._unfit_reason}"
+            )
         # Without replacement: a batch holds one group per prompt.
-        indices = self._random.choice(pool, size=min(count, pool), replace=False)
-        problems = [self._task.problem(int(index), "train") for index in indices]
+        indices = self._random.choice(self._usable, size=min(count, self._usable.size), replace=False)
+        problems = {int(index): self._task.problem(int(index), "train") for index in indices}
         sampling = Sampling(
-            max_response_tokens=self._task.max_response_tokens,
+            max_response_tokens=settings.max_response_tokens or self._task.max_response_tokens,
             temperature=settings.temperature,
             seed=int(self._random.integers(2**62)),
         )
-        results = await self._engine.generate(
-            [problem.prompt_text for problem in problems],
+        sampled = await sample_problems(
+            self._engine,
+            list(problems.values()),
             rollouts_per_prompt=settings.rollouts_per_prompt,
             sampling=sampling,
+            on_unfit=self._leave_out,
         )
-        return [self._group(problem, result) for problem, result in zip(problems, results, strict=True)]
+        if len(sampled) < len(problems):
+            unfit = [index for index, problem in problems.items() if problem.prompt_id in self._unfit]
+            self._usable = np.setdiff1d(self._usable, unfit)
+        return list(await asyncio.gather(*(self._group(problem, result) for problem, result in sampled)))
 
-    def _group(self, problem: Problem[Any], result: EngineResult) -> RolloutGroup:
+    def _leave_out(self, problem: Problem[Any], error: ValueError) -> None:
+        """Take note of a problem that the engine cannot take; it is not tried again."""
+        self._unfit.add(problem.prompt_id)
+        self._unfit_reason = f"({problem.prompt_id}: {error})"
+        if len(self._unfit).bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...: a whole data set may be too long
+            _log.warning("left out problem %s (%d so far): %s", problem.prompt_id, len(self._unfit), error)
+
+    async def _group(self, problem: Problem[Any], result: EngineResult) -> RolloutGroup:
         self._made += 1
+        number = self._made
+        rewards = await self._scorer.score(problem, [completion.text for completion in result.completions])
         rollouts = [
             Rollout(
                 token_ids=completion.token_ids,
                 behaviour_logprobs=completion.behaviour_logprobs,
-                reward=self._task.score(problem, completion.text),
+                reward=reward,
                 finish_reason=FinishReason(completion.finish_reason),
                 text=completion.text,
             )
-            for completion in result.completions
+            for completion, reward in zip(result.completions, rewards, strict=True)
         ]
         return RolloutGroup.from_rollouts(
             rollouts,
-            group_id=f"{self._settings.producer_id}-{self._incarnation}-{self._made}",
+            group_id=f"{self._settings.producer_id}-{self._incarnation}-{number}",
             prompt_id=problem.prompt_id,
             prompt_token_ids=result.prompt_token_ids,
             policy_version=result.policy_version_min,
             task=self._task.name,
             producer_id=self._settings.producer_id,
             prompt_text=problem.prompt_text,
+            columns={} if problem.image is None else {"image": problem.image},
         )
 
     async def _insert(self, groups: Sequence[RolloutGroup]) -> None:

@@ -171,8 +171,14 @@ class HuggingFacePolicy:
         scored_mask_BT: Tensor | None = None,
         *,
         temperature: float,
+        images_BHWC: Tensor | None = None,
     ) -> TokenScores:
         """Return log probabilities and entropies of the tokens in the scored mask, 0 elsewhere; see `PolicyModel`."""
+        if images_BHWC is not None:
+            raise ValueError(
+                f"the groups have images, and a {type(self._model).__name__} is trained on text alone here; leave the "
+                "images out at the generator, or train a model that sees"
+            )
         scored_mask_BT = (attention_mask_BT if scored_mask_BT is None else scored_mask_BT).clone()
         scored_mask_BT[:, 0] = False
         columns_N = scored_mask_BT.flatten().nonzero().squeeze(1)

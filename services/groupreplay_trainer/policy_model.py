@@ -100,6 +100,7 @@ class PolicyModel(Protocol):
         scored_mask_BT: Tensor | None = None,
         *,
         temperature: float,
+        images_BHWC: Tensor | None = None,
     ) -> TokenScores:
         """Return the log probability of tokens, and the entropy each was drawn with, both with gradient.
 
@@ -109,6 +110,10 @@ class PolicyModel(Protocol):
             scored_mask_BT: bool, the tokens that are asked for, within the attention mask; None = all of it. A model of
                 a large vocabulary saves time and memory on the others.
             temperature: the logits are divided by it; the one that the tokens were sampled at, > 0.
+            images_BHWC: uint8, what stands before the tokens of each row; only a model that sees takes them.
+
+        Raises:
+            ValueError: the model sees no images, or not of this shape, or needs them and there are none.
         """
 
     def parameters(self) -> list[nn.Parameter]:
@@ -147,8 +152,8 @@ class TinyLMPolicy:
 
     @property
     def max_tokens(self) -> int | None:
-        """The number of positions."""
-        return self._model.config.max_positions
+        """The number of positions, less those of an image."""
+        return self._model.config.max_text_tokens
 
     @property
     def vocab_size(self) -> int:
@@ -172,12 +177,13 @@ class TinyLMPolicy:
         scored_mask_BT: Tensor | None = None,
         *,
         temperature: float,
+        images_BHWC: Tensor | None = None,
     ) -> TokenScores:
         """Return log probabilities and entropies of all tokens; see `PolicyModel.score`.
 
         The masks are not needed: in a right-padded batch no real token looks at padding, and the vocabulary is small.
         """
-        logits_BTV = self._model(token_ids_BT[:, :-1])
+        logits_BTV = self._model(token_ids_BT[:, :-1], images_BHWC=images_BHWC)
         return score_tokens(logits_BTV, token_ids_BT, temperature=temperature)
 
     def parameters(self) -> list[nn.Parameter]:

@@ -252,11 +252,14 @@ class PolicyUpdater:
 
     def _score(self, model: PolicyModel, piece: TrainingBatch) -> TokenScores:
         self._on_progress()
+        images_BHWC = piece.row_images()
+        seen = {} if images_BHWC is None else {"images_BHWC": images_BHWC}
         return model.score(
             piece.token_ids_BT,
             piece.attention_mask_BT,
             piece.response_mask_BT,
             temperature=self._settings.temperature,
+            **seen,
         )
 
     def _microbatches(self, batch: TrainingBatch, rows_N: Tensor) -> list[Tensor]:

@@ -3,12 +3,13 @@
 Each row is one rollout: its prompt, its response, padding on the right. Everything about a token stands at that token's
 own column, so behaviour_logprobs_BT[b, t] belongs to token_ids_BT[b, t].
 
-Shape legend: B rollouts of all groups in the batch's order, T tokens of the longest row, N rows selected.
+Shape legend: B rollouts of all groups in the batch's order, T tokens of the longest row, N rows selected; G groups, and
+H, W, C of the image of one.
 """
 # ruff: noqa: N815 - tensor shapes as suffixes
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
 
@@ -45,6 +46,8 @@ class TrainingBatch:
         staleness_B: int64, policy versions between the group's oldest token and the draw.
         lengths_B: int64, tokens of prompt and response.
         response_lengths_B: int64, tokens of the response, those left out by the loss mask included.
+        images_GHWC: uint8, the column `image` of every group; empty where the groups have none. One for each group of
+            the whole batch, also after `select`; `row_images` gives one for each row.
     """
 
     token_ids_BT: Tensor
@@ -58,6 +61,7 @@ class TrainingBatch:
     staleness_B: Tensor
     lengths_B: Tensor
     response_lengths_B: Tensor
+    images_GHWC: Tensor = field(default_factory=lambda: torch.empty((0, 0, 0, 0), dtype=torch.uint8))
 
     def __len__(self) -> int:
         """Return B, the number of rollouts."""
@@ -67,6 +71,10 @@ class TrainingBatch:
     def trained_tokens(self) -> int:
         """Number of tokens in the response mask."""
         return int(self.response_mask_BT.sum())
+
+    def row_images(self) -> Tensor | None:
+        """Return images_BHWC, the image that stands before each row's prompt; None where there are none."""
+        return self.images_GHWC[self.group_index_B] if self.images_GHWC.numel() else None
 
     def select(self, rows_N: Tensor) -> Self:
         """Return the given rows (int64, at least one) in this order, no wider than the longest of them."""
@@ -83,6 +91,7 @@ class TrainingBatch:
             staleness_B=self.staleness_B[rows_N],
             lengths_B=self.lengths_B[rows_N],
             response_lengths_B=self.response_lengths_B[rows_N],
+            images_GHWC=self.images_GHWC,
         )
 
 
@@ -105,7 +114,8 @@ def collate(
 
     Raises:
         ValueError: the batch is empty, a group has no prompt token (nothing would predict the first response token),
-            a rollout is longer than max_tokens, or a token id is not below vocab_size.
+            a rollout is longer than max_tokens, or a token id is not below vocab_size; or some groups have an image and
+            others none, or of another shape.
     """
     if not batch.groups:
         raise ValueError(f"batch {batch.lease_id} has no groups; there is nothing to collate")
@@ -139,6 +149,7 @@ def collate(
         staleness_B=torch.tensor([item.staleness for item in delivered])[group_index_B],
         lengths_B=torch.tensor([len(row.token_ids) for row in rows]),
         response_lengths_B=torch.tensor([len(row.behaviour_logprobs) for row in rows]),
+        images_GHWC=_images(batch),
     )
 
 
@@ -211,6 +222,20 @@ class _Row:
     token_ids: npt.NDArray[np.int32]
     behaviour_logprobs: npt.NDArray[np.float32]
     loss_mask: npt.NDArray[np.bool_]
+
+
+def _images(batch: Batch) -> Tensor:
+    columns = [delivered.group.columns.get("image") for delivered in batch.groups]
+    images = [column for column in columns if column is not None]
+    if not images:
+        return torch.empty((0, 0, 0, 0), dtype=torch.uint8)
+    if len(images) < len(columns) or len({(image.dtype, image.shape) for image in images}) > 1:
+        shapes = sorted({"none" if column is None else f"{column.dtype} {column.shape}" for column in columns})
+        raise ValueError(
+            f"the groups of batch {batch.lease_id} have images of different kinds ({', '.join(shapes)}); those of one "
+            "batch must be alike, so keep groups with other images in another table"
+        )
+    return torch.from_numpy(np.stack(images))
 
 
 def _check_vocabulary(delivered: DeliveredGroup, vocab_size: int | None) -> None:
