@@ -15,10 +15,10 @@ from groupreplay_generator.engines.torch_engine import TorchEngine
 from groupreplay_generator.tasks import Problem, create_task
 from groupreplay_generator.tasks.geometry import GeometryAnswer
 from groupreplay_tinylm import CharTokenizer, TinyLM, TinyLMConfig, VisionConfig
+from groupreplay_trainer.parts import update_settings
 from groupreplay_trainer.policy_model import TinyLMPolicy, load_policy_model
 from groupreplay_trainer.sections import OptimizerSettings
 from groupreplay_trainer.settings import TrainerSettings
-from groupreplay_trainer.trainer import update_settings
 from groupreplay_trainer.update import PolicyUpdater
 
 TASK = create_task("geometry-tiny", seed=3)
