@@ -89,6 +89,7 @@ $(VENV)/demo-installed: $(VENV)/python pyproject.toml constraints.txt
 $(VENV)/dev-installed: $(VENV)/demo-installed
 	@echo "installing the development tools into $(VENV), once ..."
 	$(PIP) --group dev
+	@$(PIP) --group compiled || echo "reasoning-gym needs a C compiler; its tests will be skipped"
 	@touch $@
 
 # torchvision, torchaudio and torchcodec come with vLLM but need CUDA, and break its import without.

@@ -20,10 +20,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from groupreplay_generator.engines import Sampling
 from groupreplay_generator.engines.torch_engine import TorchEngine
-from groupreplay_generator.tasks import Problem, Split, Task, create_task
+from groupreplay_generator.tasks import Problem, SolvableTask, Split, Task, create_task
 from groupreplay_generator.tasks.addition import AdditionTask
 from groupreplay_generator.tasks.countdown import CountdownTask
-from groupreplay_tinylm import CharTokenizer, TinyLM, TinyLMConfig, builtin_checkpoint, save_checkpoint
+from groupreplay_generator.tasks.geometry import GeometryTask
+from groupreplay_tinylm import CharTokenizer, TinyLM, TinyLMConfig, VisionConfig, builtin_checkpoint, save_checkpoint
 
 BETAS: Final = (0.9, 0.98)
 WEIGHT_DECAY: Final = 0.01
@@ -45,23 +46,28 @@ class Recipe:
     """
 
     config: TinyLMConfig
-    make_tasks: Callable[[int], Sequence[Task[Any]]]
+    make_tasks: Callable[[int], Sequence[SolvableTask[Any]]]
     measured_tasks: tuple[str, ...]
     steps: int
     learning_rate: float
 
 
-def addition_tasks(seed: int) -> Sequence[Task[Any]]:
+def addition_tasks(seed: int) -> Sequence[SolvableTask[Any]]:
     """Return 256 additions."""
     return [AdditionTask(seed=seed, train_problems=256, heldout_problems=1)]
 
 
-def countdown_tasks(seed: int) -> Sequence[Task[Any]]:
+def countdown_tasks(seed: int) -> Sequence[SolvableTask[Any]]:
     """Return 192 games with three numbers and 64 with four."""
     return [
         CountdownTask(numbers=3, seed=seed, train_problems=192, heldout_problems=1),
         CountdownTask(numbers=4, seed=seed, train_problems=64, heldout_problems=1),
     ]
+
+
+def geometry_tasks(seed: int) -> Sequence[SolvableTask[Any]]:
+    """Return 256 figures."""
+    return [GeometryTask(style="tiny", seed=seed, train_problems=256, heldout_problems=1)]
 
 
 RECIPES: Final = {
@@ -77,6 +83,20 @@ RECIPES: Final = {
         make_tasks=countdown_tasks,
         measured_tasks=("countdown3", "countdown4"),
         steps=200,
+        learning_rate=1e-3,
+    ),
+    "geometry-tiny": Recipe(
+        config=TinyLMConfig(
+            vocab_size=TOKENIZER.vocab_size,
+            layers=2,
+            width=96,
+            heads=3,
+            max_positions=48,
+            vision=VisionConfig(image_size=24, patch_size=4),
+        ),
+        make_tasks=geometry_tasks,
+        measured_tasks=("geometry-tiny",),
+        steps=100,
         learning_rate=1e-3,
     ),
 }
@@ -127,20 +147,28 @@ def make_checkpoint(recipe: Recipe, path: Path, *, seed: int, steps: int | None,
             print(f"step {step}: loss {loss:.3f}", flush=True)
 
 
-def draw_batch(recipe: Recipe, *, seed: int, step: int) -> list[tuple[str, str]]:
-    """Return the (prompt, response) pairs of one step, all from training splits."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Example:
+    """A problem and the response to learn."""
+
+    problem: Problem[Any]
+    response: str
+
+
+def draw_batch(recipe: Recipe, *, seed: int, step: int) -> list[Example]:
+    """Return the examples of one step, all from training splits."""
     task_seed = random.Random(f"{seed}/{step}").getrandbits(32)
     return [
-        (problem.prompt_text, task.reference_response(problem))
+        Example(problem=problem, response=task.reference_response(problem))
         for task in recipe.make_tasks(task_seed)
         for problem in problems_of(task, "train", task.problem_count("train"))
     ]
 
 
-def train_step(model: TinyLM, optimizer: torch.optim.Optimizer, pairs: list[tuple[str, str]]) -> float:
+def train_step(model: TinyLM, optimizer: torch.optim.Optimizer, examples: list[Example]) -> float:
     """Fit the responses, given the prompts, by one update; return the mean loss per response token."""
-    prompts = [TOKENIZER.encode(prompt) for prompt, _ in pairs]
-    responses = [[*TOKENIZER.encode(response), TOKENIZER.eos_id] for _, response in pairs]
+    prompts = [TOKENIZER.encode(example.problem.prompt_text) for example in examples]
+    responses = [[*TOKENIZER.encode(example.response), TOKENIZER.eos_id] for example in examples]
     both = list(zip(prompts, responses, strict=True))
     inputs = pad_sequence([torch.tensor(prompt + response) for prompt, response in both], batch_first=True)
     labels = pad_sequence(
@@ -148,7 +176,8 @@ def train_step(model: TinyLM, optimizer: torch.optim.Optimizer, pairs: list[tupl
         batch_first=True,
         padding_value=IGNORED,
     )
-    logits = model(inputs[:, :-1])
+    images = images_of([example.problem for example in examples])
+    logits = model(inputs[:, :-1], images_BHWC=None if images is None else torch.from_numpy(np.stack(images)))
     loss = functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
@@ -171,6 +200,7 @@ async def rewards(path: Path, task: Task[Any], split: Split, *, problems: int, r
     async with TorchEngine(path) as engine:
         results = await engine.generate(
             [problem.prompt_text for problem in drawn],
+            images=images_of(drawn),
             rollouts_per_prompt=rollouts,
             sampling=Sampling(max_response_tokens=task.max_response_tokens, seed=0),
         )
@@ -185,6 +215,12 @@ async def rewards(path: Path, task: Task[Any], split: Split, *, problems: int, r
 def problems_of(task: Task[Any], split: Split, count: int) -> list[Problem[Any]]:
     """Return the first `count` problems of a split."""
     return [task.problem(index, split) for index in range(count)]
+
+
+def images_of(problems: Sequence[Problem[Any]]) -> list[np.ndarray] | None:
+    """Return the image of every problem; None where they have none."""
+    images = [problem.image for problem in problems if problem.image is not None]
+    return images or None
 
 
 if __name__ == "__main__":

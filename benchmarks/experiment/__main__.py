@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=names, default=names, metavar="ARM", help=", ".join(names))
     parser.add_argument("--seeds", type=int, default=6, help="paired seeds for each arm and checkpoint (default: 6)")
     parser.add_argument("--rates", nargs="+", type=float, default=list(LEARNING_RATES), help="rates to tune over")
-    parser.add_argument("--steps", type=int, help="steps of every run (default: 120, on countdown3 60)")
+    parser.add_argument("--steps", type=int, help="steps of every run (default: 120, on countdown3 40)")
     parser.add_argument("--no-extra", action="store_true", help="without group sizes, RLOO and generators ahead")
     parser.add_argument("--quick", action="store_true", help="GRPO and POPO on addition, two seeds: minutes")
     parser.add_argument("--report", action="store_true", help="only write tables and pictures of what is finished")

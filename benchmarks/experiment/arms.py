@@ -6,8 +6,8 @@ from typing import Final, Literal
 from groupreplay_trainer.algorithms import Algorithm
 from groupreplay_trainer.sections import LossSettings, Preset, ReplaySettings
 
-ROLLOUTS_PER_STEP: Final = 256
-"""Of every arm but DAPO, which samples on: groups of 4, 8 or 16 make batches of 64, 32 or 16 groups."""
+ROLLOUTS_PER_STEP: Final = 512
+"""Of every arm but DAPO, which samples on: groups of 4, 8 or 16 make batches of 128, 64 or 32 groups."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,13 +9,14 @@ from experiment.results import Result, mean_final_accuracy
 
 Phase = Literal["tune", "main", "extra"]
 
-LEARNING_RATES: Final = (1e-4, 2e-4, 4e-4)
+LEARNING_RATES: Final = (5e-5, 1e-4, 2e-4)
+"""GRPO collapses at 3e-4, whatever the warm-up."""
 TUNING_SEEDS: Final = (100, 101)
 TUNING_CHECKPOINT: Final = "a"
 CHECKPOINTS: Final = ("a", "b")
 TASKS: Final = ("addition", "countdown3")
 EXTRA_TASK: Final = "addition"
-STEPS: Final = {"addition": 120, "countdown3": 60}
+STEPS: Final = {"addition": 120, "countdown3": 40}
 """A step of countdown costs twice as much, and it learns faster."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from groupreplay import GroupReplayError
 from groupreplay_generator.settings import EvaluatorSettings, GeneratorSettings
+from groupreplay_generator.tasks.extras import MissingPackageError
 
 _GENERATOR = GeneratorSettings()
 _EVALUATOR = EvaluatorSettings()
@@ -43,7 +44,7 @@ def _run(work: Coroutine[Any, Any, None], threads: int | None) -> int:
         asyncio.run(_until_signal(work))
     except asyncio.CancelledError:
         return 0
-    except (GroupReplayError, OSError, ValueError) as error:
+    except (GroupReplayError, MissingPackageError, OSError, ValueError) as error:
         logging.getLogger(__name__).error("giving up: %s", error)
         return 1
     return 0

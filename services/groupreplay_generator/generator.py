@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import zlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from groupreplay import (
 )
 from groupreplay_generator.engines import Engine, EngineAwayError, EngineResult, Sampling, create_engine
 from groupreplay_generator.policy_follower import PolicyFollower, following, weights_label, weights_path
+from groupreplay_generator.prompting import Sampled, sample_problems
+from groupreplay_generator.scoring import Scorer
 from groupreplay_generator.settings import GeneratorSettings
 from groupreplay_generator.tasks import Problem, Task, create_task
 
@@ -35,8 +37,12 @@ AWAY_PAUSE_S = 0.5
 
 async def run_generator(settings: GeneratorSettings) -> None:
     """Generate until cancelled. The service, the trainer and the run may come later, and go and come back."""
-    task = create_task(settings.task, seed=settings.seed)
-    async with AsyncClient(settings.server) as client, following(client, settings.run) as follower:
+    task = create_task(settings.task, seed=settings.seed, train_problems=settings.train_problems)
+    async with (
+        Scorer(task, settings) as scorer,
+        AsyncClient(settings.server) as client,
+        following(client, settings.run) as follower,
+    ):
         first = await follower.newer_than(-1)
         engine = create_engine(
             settings.engine,
@@ -49,7 +55,8 @@ async def run_generator(settings: GeneratorSettings) -> None:
         follower.opened_with(first)
         async with engine:
             _log.info("generating %s for table %s/%s", settings.task, settings.run, settings.table)
-            await Generator(settings, client=client, engine=engine, task=task, follower=follower).run()
+            generator = Generator(settings, client=client, engine=engine, task=task, scorer=scorer, follower=follower)
+            await generator.run()
 
 
 class Generator:
@@ -62,6 +69,7 @@ class Generator:
         client: AsyncClient,
         engine: Engine,
         task: Task[Any],
+        scorer: Scorer,
         follower: PolicyFollower,
     ) -> None:
         """Wire the parts, all of them open."""
@@ -69,8 +77,12 @@ class Generator:
         self._client = client
         self._engine = engine
         self._task = task
+        self._scorer = scorer
         self._follower = follower
         self._made = 0
+        self._usable = np.empty(0, np.int64)
+        self._unfit: set[str] = set()
+        self._unfit_reason = ""
         self._status = "starts"
         self._incarnation = 0
         self._random = np.random.default_rng(settings.seed)
@@ -80,6 +92,7 @@ class Generator:
         await self._begin()
         beating = asyncio.create_task(self._beat())
         try:
+            await self._draw_problems()
             while True:
                 await self._generate_once()
         finally:
@@ -90,49 +103,16 @@ class Generator:
         self._status = "waits until groups are wanted"
         admission = await self._admission()
         await self._follower.tell(admission.policy)
-        missing = self._draw(admission.groups)
+        drawn = self._draw(admission.groups) if admission.groups else {}
+        missing = list(drawn.values())
         while missing:
-            results = await self._sample(missing)
-            self._status = f"inserts {len(results)} groups"
-            await self._insert([self._group(missing[index], result) for index, result in sorted(results.items())])
-            missing = [problem for index, problem in enumerate(missing) if index not in results]
-
-    def _draw(self, count: int) -> list[Problem[Any]]:
-        pool = min(self._settings.train_problems, self._task.problem_count("train"))
-        # Without replacement: a batch holds one group per prompt.
-        indices = self._random.choice(pool, size=min(count, pool), replace=False)
-        return [self._task.problem(int(index), "train") for index in indices]
-
-    async def _sample(self, problems: Sequence[Problem[Any]]) -> Mapping[int, EngineResult]:
-        """Sample with the newest policy; return what the engine finished before it went away, if it does, by index."""
-        settings = self._settings
-        sampling = Sampling(
-            max_response_tokens=self._task.max_response_tokens,
-            temperature=settings.temperature,
-            seed=int(self._random.integers(2**62)),
-        )
-        try:
-            if await self._take_up_newest():
-                self._status = f"generates {len(problems)} groups with policy version {self._engine.policy_version}"
-                results = await self._engine.generate(
-                    [problem.prompt_text for problem in problems],
-                    rollouts_per_prompt=settings.rollouts_per_prompt,
-                    sampling=sampling,
-                )
-                return dict(enumerate(results))
-            finished: Mapping[int, EngineResult] = {}
-        except EngineAwayError as error:
-            self._status = str(error)
-            finished = error.finished
-        await asyncio.sleep(AWAY_PAUSE_S)
-        return finished
-
-    async def _take_up_newest(self) -> bool:
-        policy = self._follower.newest
-        if policy is None:
-            return True
-        self._status = f"takes up policy version {policy.version}"
-        return await self._follower.take_up(self._engine, policy)
+            sampled = await self._sample(missing)
+            self._status = f"inserts {len(sampled)} groups"
+            await self._insert(await asyncio.gather(*(self._group(problem, result) for problem, result in sampled)))
+            done = self._unfit.union(problem.prompt_id for problem, _ in sampled)
+            missing = [problem for problem in missing if problem.prompt_id not in done]
+        unfit = [index for index, problem in drawn.items() if problem.prompt_id in self._unfit]
+        self._usable = np.setdiff1d(self._usable, unfit) if unfit else self._usable
 
     async def _beat(self) -> None:
         """Say every BEAT_S what this producer does, so that a diagnosis can tell a slow one from a dead one."""
@@ -144,11 +124,15 @@ class Generator:
                     table=settings.table,
                     producer_id=settings.producer_id,
                     interval_s=BEAT_S,
-                    status=self._status,
+                    status=self._full_status(),
                 )
             except GroupReplayError as error:
                 _log.debug("a beat was not heard: %s", error)
             await asyncio.sleep(BEAT_S)
+
+    def _full_status(self) -> str:
+        unfit = f"prompts left out: {len(self._unfit)}" if self._unfit else ""
+        return "; ".join(part for part in (self._status, self._scorer.status(), unfit) if part)
 
     async def _begin(self) -> None:
         """Make ids and random numbers those of no earlier process of this name, yet the same when a run is repeated."""
@@ -157,6 +141,12 @@ class Generator:
         self._incarnation = table.counters.get("inserted", 0)
         name = zlib.crc32(settings.producer_id.encode())
         self._random = np.random.default_rng([settings.seed, name, self._incarnation])
+
+    async def _draw_problems(self) -> None:
+        self._status = "draws its problems"
+        # In a thread: some tasks take minutes for it, and beats go on meanwhile.
+        problems = await asyncio.to_thread(self._task.problem_count, "train")
+        self._usable = np.arange(min(self._settings.train_problems, problems))
 
     async def _admission(self) -> Admission:
         """Wait until the table wants groups."""
@@ -172,27 +162,83 @@ class Generator:
         )
         return admission
 
-    def _group(self, problem: Problem[Any], result: EngineResult) -> RolloutGroup:
+    def _draw(self, count: int) -> dict[int, Problem[Any]]:
+        """Return that many problems that the policy can be asked, by index, as far as there are so many.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not self._usable.size:
+            raise ValueError(
+                f"{self._settings.task} has no training problem that the policy can be asked {self._unfit_reason}"
+            )
+        # Without replacement: a batch holds one group per prompt.
+        indices = self._random.choice(self._usable, size=min(count, self._usable.size), replace=False)
+        return {int(index): self._task.problem(int(index), "train") for index in indices}
+
+    async def _sample(self, problems: Sequence[Problem[Any]]) -> Sampled:
+        """Sample with the newest policy; return what was finished before the engine went away, if it does."""
+        settings = self._settings
+        sampling = Sampling(
+            max_response_tokens=settings.max_response_tokens or self._task.max_response_tokens,
+            temperature=settings.temperature,
+            seed=int(self._random.integers(2**62)),
+        )
+        sampled: Sampled = []
+        try:
+            if await self._take_up_newest():
+                self._status = f"generates {len(problems)} groups with policy version {self._engine.policy_version}"
+                return await sample_problems(
+                    self._engine,
+                    problems,
+                    rollouts_per_prompt=settings.rollouts_per_prompt,
+                    sampling=sampling,
+                    on_unfit=self._leave_out,
+                    sampled=sampled,
+                )
+        except EngineAwayError as error:
+            self._status = str(error)
+        await asyncio.sleep(AWAY_PAUSE_S)
+        return sampled
+
+    async def _take_up_newest(self) -> bool:
+        policy = self._follower.newest
+        if policy is None:
+            return True
+        self._status = f"takes up policy version {policy.version}"
+        return await self._follower.take_up(self._engine, policy)
+
+    def _leave_out(self, problem: Problem[Any], error: ValueError) -> None:
+        """Take note of a problem that the engine cannot take; it is not tried again."""
+        self._unfit.add(problem.prompt_id)
+        self._unfit_reason = f"({problem.prompt_id}: {error})"
+        if len(self._unfit).bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...: a whole data set may be too long
+            _log.warning("left out problem %s (%d so far): %s", problem.prompt_id, len(self._unfit), error)
+
+    async def _group(self, problem: Problem[Any], result: EngineResult) -> RolloutGroup:
         self._made += 1
+        number = self._made
+        rewards = await self._scorer.score(problem, [completion.text for completion in result.completions])
         rollouts = [
             Rollout(
                 token_ids=completion.token_ids,
                 behaviour_logprobs=completion.behaviour_logprobs,
-                reward=self._task.score(problem, completion.text),
+                reward=reward,
                 finish_reason=FinishReason(completion.finish_reason),
                 text=completion.text,
             )
-            for completion in result.completions
+            for completion, reward in zip(result.completions, rewards, strict=True)
         ]
         group = RolloutGroup.from_rollouts(
             rollouts,
-            group_id=f"{self._settings.producer_id}-{self._incarnation}-{self._made}",
+            group_id=f"{self._settings.producer_id}-{self._incarnation}-{number}",
             prompt_id=problem.prompt_id,
             prompt_token_ids=result.prompt_token_ids,
             policy_version=result.policy_version_min,
             task=self._task.name,
             producer_id=self._settings.producer_id,
             prompt_text=problem.prompt_text,
+            columns={} if problem.image is None else {"image": problem.image},
         )
         if result.policy_version_max == result.policy_version_min:
             return group

@@ -1,5 +1,6 @@
 """Settings of the generator and of the evaluator: flags, or GROUPREPLAY_GENERATE_* and GROUPREPLAY_EVALUATE_*."""
 
+import math
 import os
 import socket
 from dataclasses import dataclass, field
@@ -34,7 +35,8 @@ class GeneratorSettings:
     producer_id: str = field(default_factory=_own_name)
     """Names this generator; a restarted one should keep its name. Default: host and process id."""
     task: str = "addition"
-    """Problems and their verifier: addition, countdown3 or countdown4."""
+    """Problems and their verifier: addition, countdown3, countdown4, geometry, geometry-tiny, reasoning-gym:NAME,
+    math:PATH.jsonl, math:hf:DATASET, or your own as package.module:Class. See docs/reference/tasks.md."""
     engine: str = "torch"
     """What samples. torch: the tiny model on the CPU of this process; vllm-http: a vLLM server; vllm: vLLM in this
     process."""
@@ -48,6 +50,15 @@ class GeneratorSettings:
     """Seed of the problems and of the sampling."""
     train_problems: int = 2000
     """Size of the training set: so many problems of the task are drawn from, over and over."""
+    max_response_tokens: int | None = None
+    """Limit of a response, EOS included; by default what the task asks for."""
+    reward_workers: int | None = None
+    """Processes that score responses; 0 = this one, with no time limit. Default: none for built-in tasks whose verifier
+    is trivial, else one for each processor, at most 4."""
+    reward_timeout_s: float = 10.0
+    """Seconds that scoring one response may take; then its process is killed and replaced."""
+    reward_on_error: float = 0.0
+    """Reward of a response whose verifier hangs, dies, raises or returns no finite number."""
     threads: int | None = None
     """Processor threads of torch; all by default."""
     insert_timeout_s: float = 60.0
@@ -66,6 +77,7 @@ class GeneratorSettings:
                 raise InvalidRequestError(f"{name} {getattr(self, name)} must be at least 1")
         if not self.temperature > 0:
             raise InvalidRequestError(f"temperature {self.temperature} must be above 0; greedy groups have no variance")
+        _check_scoring(self)
 
 
 @Parameter(name="*")
@@ -78,7 +90,8 @@ class EvaluatorSettings:
     run: str = "default"
     """Training run whose policy to measure."""
     task: str = "addition"
-    """Problems and their verifier: addition, countdown3 or countdown4."""
+    """Problems and their verifier: addition, countdown3, countdown4, geometry, geometry-tiny, reasoning-gym:NAME,
+    math:PATH.jsonl, math:hf:DATASET, or your own as package.module:Class. See docs/reference/tasks.md."""
     engine: str = "torch"
     """What samples. torch: the tiny model on the CPU of this process; vllm-http: a vLLM server; vllm: vLLM in this
     process."""
@@ -96,6 +109,15 @@ class EvaluatorSettings:
     """Sampling temperature; 0 = greedy."""
     seed: int = 0
     """Seed of the problems and of the sampling; the same at every version."""
+    max_response_tokens: int | None = None
+    """Limit of a response, EOS included; by default what the task asks for."""
+    reward_workers: int | None = None
+    """Processes that score responses; 0 = this one, with no time limit. Default: none for built-in tasks whose verifier
+    is trivial, else one for each processor, at most 4."""
+    reward_timeout_s: float = 10.0
+    """Seconds that scoring one response may take; then its process is killed and replaced."""
+    reward_on_error: float = 0.0
+    """Reward of a response whose verifier hangs, dies, raises or returns no finite number."""
     threads: int | None = None
     """Processor threads of torch; all by default."""
 
@@ -107,3 +129,17 @@ class EvaluatorSettings:
         for name in ("every", "problems", "rollouts_per_prompt"):
             if getattr(self, name) < 1:
                 raise InvalidRequestError(f"{name} {getattr(self, name)} must be at least 1")
+        _check_scoring(self)
+
+
+def _check_scoring(settings: GeneratorSettings | EvaluatorSettings) -> None:
+    limit = settings.max_response_tokens
+    if limit is not None and limit < 1:
+        raise InvalidRequestError(f"max_response_tokens {limit} must be at least 1")
+    workers = settings.reward_workers
+    if workers is not None and workers < 0:
+        raise InvalidRequestError(f"reward_workers {workers} must be at least 0; 0 = score in the process itself")
+    if not 0 < settings.reward_timeout_s < math.inf:
+        raise InvalidRequestError(f"reward_timeout_s {settings.reward_timeout_s} must be above 0 and finite")
+    if not math.isfinite(settings.reward_on_error):
+        raise InvalidRequestError(f"reward_on_error {settings.reward_on_error} must be finite: it is a reward")

@@ -3,6 +3,7 @@
 from groupreplay_tinylm.checkpoint import CheckpointError, builtin_checkpoint, load_checkpoint, save_checkpoint
 from groupreplay_tinylm.model import KVCache, TinyLM, TinyLMConfig
 from groupreplay_tinylm.tokenizer import ALPHABET, CharTokenizer
+from groupreplay_tinylm.vision import VisionConfig
 
 __all__ = [
     "ALPHABET",
@@ -11,6 +12,7 @@ __all__ = [
     "KVCache",
     "TinyLM",
     "TinyLMConfig",
+    "VisionConfig",
     "builtin_checkpoint",
     "load_checkpoint",
     "save_checkpoint",

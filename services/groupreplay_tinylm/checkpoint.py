@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from groupreplay_tinylm.model import TinyLM, TinyLMConfig
+from groupreplay_tinylm.vision import VisionConfig
 
 FORMAT: Final = "groupreplay.tinylm.v1"
 
@@ -21,6 +22,7 @@ _BUILTIN_FILES: Final = {
     "countdown": "countdown.safetensors",
     "countdown3": "countdown.safetensors",
     "countdown4": "countdown.safetensors",
+    "geometry-tiny": "geometry-tiny.safetensors",
 }
 
 
@@ -38,8 +40,10 @@ def save_checkpoint(path: Path | str, model: TinyLM, *, dtype: torch.dtype = tor
     """
     path = Path(path)
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
+    # What a model does not have is left out, so that a text model's file stays readable by versions without vision.
+    config = {name: value for name, value in asdict(model.config).items() if value is not None}
     # One entry only: safetensors writes several in no fixed order, and the same weights must give the same bytes.
-    content = save(tensors, metadata={FORMAT: json.dumps(asdict(model.config))})
+    content = save(tensors, metadata={FORMAT: json.dumps(config)})
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -96,8 +100,10 @@ def _config_from(path: Path, metadata: dict[str, str]) -> TinyLMConfig:
             f"{path} is not a TinyLM checkpoint: it has no metadata {FORMAT!r}, but {sorted(metadata)}"
         )
     try:
-        return TinyLMConfig(**json.loads(metadata[FORMAT]))
-    except (TypeError, ValueError) as error:
+        config = json.loads(metadata[FORMAT])
+        vision = config.pop("vision", None)
+        return TinyLMConfig(**config, vision=None if vision is None else VisionConfig(**vision))
+    except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"the configuration of {path} cannot be read: {error}") from error
 
 

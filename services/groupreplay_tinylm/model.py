@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from groupreplay_tinylm.tokenizer import CharTokenizer
+from groupreplay_tinylm.vision import ImageEncoder, VisionConfig
 
 PAD_LOGIT: Final = -1e3
 """PAD is never a continuation: its probability is exactly 0.
@@ -28,7 +29,8 @@ ROTARY_BASE: Final = 100.0
 class TinyLMConfig:
     """The shape of a TinyLM.
 
-    `width` is divided among `heads`, an even part for each; `max_positions` bounds prompt plus response.
+    `width` is divided among `heads`, an even part for each; `max_positions` bounds image, prompt and response together.
+    A model with `vision` sees an image before it reads.
     """
 
     vocab_size: int
@@ -36,6 +38,7 @@ class TinyLMConfig:
     width: int
     heads: int
     max_positions: int
+    vision: VisionConfig | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for a shape that no model can have."""
@@ -45,6 +48,11 @@ class TinyLMConfig:
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
         if self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} is not a multiple of twice the heads, {2 * self.heads}")
+
+    @property
+    def max_text_tokens(self) -> int:
+        """How many tokens prompt and response may have together."""
+        return self.max_positions - (0 if self.vision is None else self.vision.patches)
 
 
 class KVCache:
@@ -150,7 +158,8 @@ class Block(nn.Module):
 class TinyLM(nn.Module):
     """A pre-norm causal transformer with rotary positions and tied input and output embeddings.
 
-    `forward` serves training; `prefill` and `decode_step` give the same logits one token at a time.
+    `forward` serves training; `prefill` and `decode_step` give the same logits one token at a time. With `vision`, an
+    image's soft tokens stand before each row's tokens; logits are those of the tokens alone.
     """
 
     rotations: Tensor
@@ -164,10 +173,15 @@ class TinyLM(nn.Module):
         self.register_buffer("rotations", rotations_P2K, persistent=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.output_norm = nn.LayerNorm(config.width, bias=False)
+        self.image_encoder = None if config.vision is None else ImageEncoder(config.vision, config.width)
         self.apply(self._initialise)
 
     def forward(
-        self, token_ids_BT: Tensor, positions_BT: Tensor | None = None, attention_mask_BT: Tensor | None = None
+        self,
+        token_ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        attention_mask_BT: Tensor | None = None,
+        images_BHWC: Tensor | None = None,
     ) -> Tensor:
         """Return the logits of the next token at every position.
 
@@ -176,35 +190,42 @@ class TinyLM(nn.Module):
             positions_BT: int64; by default counted along each row over the tokens that the mask keeps.
             attention_mask_BT: true (or 1) at real tokens, false at padding on either side. Without it every token is
                 real; a right-padded batch needs none, because no real token looks at the padding behind it.
+            images_BHWC: uint8, one for each row; wanted by a model with `vision`, and by no other.
 
         Returns:
             logits_BTV, float32. Those at padded positions mean nothing.
 
         Raises:
-            ValueError: T exceeds max_positions, or a shape differs from token_ids_BT's.
+            ValueError: T exceeds max_text_tokens, a shape differs from token_ids_BT's, or there are images and no
+                vision, or the other way round.
         """
-        logits_BTV, _ = self._run(token_ids_BT, positions_BT, attention_mask_BT)
+        logits_BTV, _ = self._run(token_ids_BT, positions_BT, attention_mask_BT, images_BHWC)
         return logits_BTV
 
     def prefill(
-        self, token_ids_BT: Tensor, attention_mask_BT: Tensor | None = None, *, max_new_tokens: int
+        self,
+        token_ids_BT: Tensor,
+        attention_mask_BT: Tensor | None = None,
+        *,
+        max_new_tokens: int,
+        images_BHWC: Tensor | None = None,
     ) -> tuple[Tensor, KVCache]:
         """Read left-padded prompts; return logits_BV of their first new token and a cache with room for the rest.
 
         Args:
-            token_ids_BT, attention_mask_BT: as in `forward`, padded on the left.
+            token_ids_BT, attention_mask_BT, images_BHWC: as in `forward`, the tokens padded on the left.
             max_new_tokens: how often `decode_step` may be called, >= 0.
 
         Raises:
-            ValueError: a row ends in padding, or T + max_new_tokens exceeds max_positions.
+            ValueError: a row ends in padding, or T + max_new_tokens exceeds max_text_tokens.
         """
         mask_BT = torch.ones_like(token_ids_BT).bool() if attention_mask_BT is None else attention_mask_BT.bool()
         if not bool(mask_BT[:, -1].all()):
             raise ValueError("prefill needs left-padded prompts, but a row ends in padding")
-        slots = token_ids_BT.shape[1] + max_new_tokens
-        self._check_positions(slots)
-        logits_BTV, layers = self._run(token_ids_BT, None, attention_mask_BT)
-        return logits_BTV[:, -1], KVCache.holding(layers, mask_BT, slots=slots)
+        self._check_positions(token_ids_BT.shape[1] + max_new_tokens)
+        logits_BTV, layers = self._run(token_ids_BT, None, attention_mask_BT, images_BHWC)
+        mask_BT = _behind_image(mask_BT, self._soft_tokens)
+        return logits_BTV[:, -1], KVCache.holding(layers, mask_BT, slots=mask_BT.shape[1] + max_new_tokens)
 
     def decode_step(self, token_ids_B: Tensor, cache: KVCache) -> Tensor:
         """Append one token to every row of `cache`, in place; return logits_BV of the token after it.
@@ -227,22 +248,46 @@ class TinyLM(nn.Module):
             )
         return self._logits(hidden_B1D).squeeze(1)
 
+    @property
+    def _soft_tokens(self) -> int:
+        return 0 if self.config.vision is None else self.config.vision.patches
+
     def _run(
-        self, token_ids_BT: Tensor, positions_BT: Tensor | None, attention_mask_BT: Tensor | None
+        self,
+        token_ids_BT: Tensor,
+        positions_BT: Tensor | None,
+        attention_mask_BT: Tensor | None,
+        images_BHWC: Tensor | None,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Return logits_BTV and the (keys_BHTK, values_BHTK) of every layer."""
+        """Return logits_BTV and the (keys_BHTK, values_BHTK) of every layer, those of soft tokens included."""
         _check_same_shape(token_ids_BT, positions_BT, attention_mask_BT)
         self._check_positions(token_ids_BT.shape[1])
+        hidden_BTD = self._embed(token_ids_BT, images_BHWC)
+        if attention_mask_BT is not None:
+            attention_mask_BT = _behind_image(attention_mask_BT.bool(), self._soft_tokens)
         if positions_BT is None:
-            positions_BT = _count_positions(token_ids_BT, attention_mask_BT)
-        allowed_B1TT = None if attention_mask_BT is None else _allowed(attention_mask_BT.bool())
+            positions_BT = _count_positions(hidden_BTD, attention_mask_BT)
+        elif self._soft_tokens:
+            image_BN = torch.arange(self._soft_tokens, device=positions_BT.device).expand(positions_BT.shape[0], -1)
+            positions_BT = torch.cat((image_BN, positions_BT + self._soft_tokens), dim=1)
+        allowed_B1TT = None if attention_mask_BT is None else _allowed(attention_mask_BT)
         rotation_BT2K = self.rotations[positions_BT]
-        hidden_BTD = self.token_embedding(token_ids_BT)
         layers = []
         for block in self.blocks:
             hidden_BTD, keys_BHTK, values_BHTK = block(hidden_BTD, rotation_BT2K, allowed_B1TT)
             layers.append((keys_BHTK, values_BHTK))
-        return self._logits(hidden_BTD), layers
+        return self._logits(hidden_BTD[:, self._soft_tokens :]), layers
+
+    def _embed(self, token_ids_BT: Tensor, images_BHWC: Tensor | None) -> Tensor:
+        """Return the vectors of the soft tokens, if any, and of the tokens."""
+        tokens_BTD: Tensor = self.token_embedding(token_ids_BT)
+        if (images_BHWC is None) != (self.image_encoder is None):
+            raise ValueError(
+                "this model sees no images" if self.image_encoder is None else "this model needs an image for every row"
+            )
+        if images_BHWC is None or self.image_encoder is None:
+            return tokens_BTD
+        return torch.cat((self.image_encoder(images_BHWC), tokens_BTD), dim=1)
 
     def _logits(self, hidden_BTD: Tensor) -> Tensor:
         logits_BTV = functional.linear(self.output_norm(hidden_BTD), self.token_embedding.weight)
@@ -250,8 +295,9 @@ class TinyLM(nn.Module):
         return logits_BTV.masked_fill(is_pad_V, PAD_LOGIT)
 
     def _check_positions(self, tokens: int) -> None:
-        if tokens > self.config.max_positions:
-            raise ValueError(f"{tokens} tokens exceed max_positions {self.config.max_positions} of this model")
+        if self._soft_tokens + tokens > self.config.max_positions:
+            image = f" and an image of {self._soft_tokens}" if self._soft_tokens else ""
+            raise ValueError(f"{tokens} tokens{image} exceed max_positions {self.config.max_positions} of this model")
 
     @staticmethod
     def _initialise(module: nn.Module) -> None:
@@ -280,9 +326,14 @@ def _check_same_shape(token_ids_BT: Tensor, *others: Tensor | None) -> None:
             raise ValueError(f"shape {tuple(other.shape)} differs from token_ids_BT's {tuple(token_ids_BT.shape)}")
 
 
-def _count_positions(token_ids_BT: Tensor, attention_mask_BT: Tensor | None) -> Tensor:
+def _behind_image(mask_BT: Tensor, soft_tokens: int) -> Tensor:
+    """Return the mask of the soft tokens, all of them real, and the tokens behind them."""
+    return functional.pad(mask_BT, (soft_tokens, 0), value=True)
+
+
+def _count_positions(hidden_BTD: Tensor, attention_mask_BT: Tensor | None) -> Tensor:
     if attention_mask_BT is None:
-        return torch.arange(token_ids_BT.shape[1], device=token_ids_BT.device)
+        return torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)
     return (attention_mask_BT.long().cumsum(dim=1) - 1).clamp(min=0)
 
 

@@ -16,19 +16,21 @@ from typing import Any, Final, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from groupreplay import Batch, GroupFeedback
 from groupreplay_trainer.durable_file import remove_leftovers, sync_folder, write_durably
 from groupreplay_trainer.policy_model import PolicyModel
+from groupreplay_trainer.ranks import Ranks, divided_like
 
 FORMAT: Final = "groupreplay.training.v1"
 KEEP: Final = 2
 """Checkpoints kept: the newest, and the one before, for when the newest step's groups went to somebody else."""
 
 _FILE_NAME = re.compile(r"step-(\d{6,})\.safetensors")
+_ALONE: Final = Ranks()
 _log = logging.getLogger(__name__)
 
 
@@ -104,13 +106,24 @@ class TrainingState:
 
     @classmethod
     def capture(
-        cls, progress: Progress, *, model: PolicyModel, optimizer: Optimizer, generator: torch.Generator
+        cls,
+        progress: Progress,
+        *,
+        model: PolicyModel,
+        optimizer: Optimizer,
+        generator: torch.Generator,
+        ranks: Ranks = _ALONE,
     ) -> Self:
-        """Return the state that `restore` brings back. Its tensors are the live ones: save it before training on."""
+        """Return the state that `restore` brings back. Its tensors are the live ones: save it before training on.
+
+        Where weights are divided among ranks all must come here, and the state is whole on the first: it does not
+        depend on how many there are.
+        """
+        moments = optimizer.state_dict()["state"]
         return cls(
             progress=progress,
-            weights=model.weights(),
-            optimizer=optimizer.state_dict()["state"],
+            weights=ranks.whole(model.weights()),
+            optimizer={number: ranks.whole(moments[number]) for number in sorted(moments)},
             generator=generator.get_state(),
         )
 
@@ -123,7 +136,11 @@ class TrainingState:
             ValueError: the weights or moments belong to another model.
         """
         model.load_weights(self.weights)
-        state = {number: dict(moments) for number, moments in self.optimizer.items()}
+        parameters = model.parameters()
+        state = {
+            number: {name: divided_like(parameters[number], moment) for name, moment in moments.items()}
+            for number, moments in self.optimizer.items()
+        }
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         generator.set_state(self.generator)
 
@@ -146,7 +163,7 @@ class CheckpointFolder:
 
     def save(self, state: TrainingState) -> None:
         """Write a state; once this returns it survives a power cut, and older states than the last two are removed."""
-        write_durably(self.path(state.progress.step), _encode(state))
+        write_durably(self.path(state.progress.step), lambda path: _write(state, path))
         for step in self._steps()[:-KEEP]:
             self.path(step).unlink(missing_ok=True)
 
@@ -177,7 +194,7 @@ class CheckpointFolder:
         return sorted(int(match[1]) for match in matches if match)
 
 
-def _encode(state: TrainingState) -> bytes:
+def _write(state: TrainingState, path: Path) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in state.weights.items()}
     for number, moments in state.optimizer.items():
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
@@ -185,7 +202,7 @@ def _encode(state: TrainingState) -> bytes:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     progress = json.dumps(asdict(state.progress))
     metadata = {"format": FORMAT, "progress": progress, "sha256": _digest(progress, tensors)}
-    return save(tensors, metadata=metadata)
+    save_file(tensors, path, metadata=metadata)
 
 
 def _decode(path: Path) -> TrainingState:

@@ -162,6 +162,8 @@ class StepDiagnostics:
     grad_norm_max: float | None
     skipped_updates: int
     """Updates left out because their gradient was not finite."""
+    reference_kl: float | None = None
+    """Token-mean k3 estimate of the KL from the reference policy, nats, at the start of the step; None without one."""
 
     def flat(self) -> dict[str, float | int | None]:
         """Return name -> value; the same names for every step, None where there is nothing to report."""
@@ -171,7 +173,8 @@ class StepDiagnostics:
             counts = asdict(tally)
             record[f"{kind}_tokens"] = counts.pop("tokens")
             record |= {f"{kind}_{name}_share": tally.share(count) for name, count in counts.items()}
-        record |= {"loss": self.loss, "entropy": self.entropy, "grad_norm_mean": self.grad_norm_mean}
+        record |= {"loss": self.loss, "entropy": self.entropy, "reference_kl": self.reference_kl}
+        record["grad_norm_mean"] = self.grad_norm_mean
         return record | {"grad_norm_max": self.grad_norm_max, "skipped_updates": self.skipped_updates}
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -94,12 +93,13 @@ def explaining_memory(batch: Batch, settings: MemorySettings) -> Iterator[None]:
             for item in batch.groups
             for length in item.group.response_lengths
         ]
-        said = f"{type(error).__name__} {error}".splitlines()[0].strip()
-        now = ", ".join(f"memory.{field.name} ({getattr(settings, field.name)})" for field in fields(settings))
+        said = ", ".join([f"{type(error).__name__} {error}".splitlines()[0].strip(), *getattr(error, "__notes__", ())])
         raise TrainingMemoryError(
             f"a batch of {len(batch.groups)} groups, {len(lengths)} rollouts of up to {max(lengths, default=0)} and "
-            f"together {sum(lengths)} tokens, does not fit into memory. Lower {now}, batch_size, or the length of "
-            f"responses at the generator ({said})"
+            f"together {sum(lengths)} tokens, does not fit into memory. Lower memory.tokens_at_once "
+            f"({settings.tokens_at_once}), turn on memory.activation_checkpointing "
+            f"({str(settings.activation_checkpointing).lower()}), lower batch_size, or the length of responses at the "
+            f"generator ({said})"
         ) from error
 
 

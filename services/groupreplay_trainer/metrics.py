@@ -59,6 +59,7 @@ MEASURES: Final = (
     _gauge("loss", "loss", "train/loss", "Mean loss of the step's updates"),
     _gauge("lr", "learning_rate", "train/learning_rate", "Learning rate of the step"),
     _gauge("entropy", "entropy_nats", "train/entropy_nats", "Mean entropy of the policy at the trained tokens"),
+    _gauge("reference_kl", "reference_kl_nats", "train/reference_kl_nats", "KL from the reference policy, k3 estimate"),
     _gauge("grad_norm_mean", "grad_norm_mean", "train/grad_norm_mean", "Mean gradient norm, before clipping"),
     _gauge("grad_norm_max", "grad_norm_max", "train/grad_norm_max", "Largest gradient norm, before clipping"),
     _counter("updates", "updates_total", None, "Optimizer updates made"),

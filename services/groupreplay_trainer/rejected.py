@@ -61,9 +61,9 @@ def write_rejected(
     arrays["proximal_logprobs_BT"] = error.proximal_logprobs_BT.numpy()
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)
-    write_durably(path.with_suffix(".npz"), content.getvalue())
+    write_durably(path.with_suffix(".npz"), lambda file: file.write_bytes(content.getvalue()))
     description = _describe(step, batch, rollouts, error, settings)
-    write_durably(path, (json.dumps(description, indent=2) + "\n").encode())
+    write_durably(path, lambda file: file.write_text(json.dumps(description, indent=2) + "\n"))
     for old in sorted(folder.glob("step-*.json"))[:-KEEP]:
         old.unlink(missing_ok=True)
         old.with_suffix(".npz").unlink(missing_ok=True)

@@ -17,7 +17,14 @@ class ModelSettings:
     """What is trained."""
 
     path: str = "builtin:addition"
-    """Model to start from: builtin:TASK, or the path of a checkpoint."""
+    """Model to start from: builtin:TASK, the path of a TinyLM checkpoint, the folder of a Hugging Face model, or its
+    name on the hub, OWNER/MODEL. The settings below are for Hugging Face models; a TinyLM is float32 on the CPU."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """What the model is computed and published in, as by the inference engine. The weights in training are float32."""
+    device: str = "auto"
+    """Where it is computed: cpu, cuda, cuda:1. auto: a CUDA device where there is one."""
+    attention: str = "sdpa"
+    """Attention implementation, in the words of transformers: sdpa, eager, flash_attention_2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,17 +151,27 @@ class LossSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemorySettings:
-    """What fits into the memory of the machine. Nothing here changes the result.
+    """What fits into the memory of the machine. Nothing here changes the result, but for rounding.
 
     Raises:
         InvalidRequestError: a number is out of range.
     """
 
-    max_rollouts_at_once: int = 256
-    """Rollouts in one forward pass; lower it where memory is short."""
+    tokens_at_once: int = 8192
+    """Tokens in one forward pass, prompts and padding included; lower it where memory is short. A single rollout that
+    is longer goes through alone."""
+    max_rollouts_at_once: int | None = None
+    """Rollouts in one forward pass; any number by default."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass of a Hugging Face model: less memory for about a third more time."""
+    packing: Literal["padded", "packed"] = "padded"
+    """padded: each rollout is a row as wide as the longest of its pass; packed: all rollouts of a pass in one row, for
+    Hugging Face models whose attention keeps them apart."""
 
     def __post_init__(self) -> None:
-        check_from(self, max_rollouts_at_once=1)
+        check_from(self, tokens_at_once=1)
+        if self.max_rollouts_at_once is not None:
+            check_from(self, max_rollouts_at_once=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

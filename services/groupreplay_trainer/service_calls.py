@@ -5,7 +5,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from dataclasses import fields
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from groupreplay import (
     Batch,
@@ -24,7 +26,9 @@ from groupreplay import (
     TableExistsError,
     UnknownLeaseError,
 )
+from groupreplay.shares import share_groups
 from groupreplay.table_config import FIXED_FIELDS
+from groupreplay_trainer.ranks import Ranks
 from groupreplay_trainer.settings import TrainerSettings
 
 POLL_S: Final = 5.0
@@ -40,6 +44,7 @@ _AWAY = (
 )
 """The service, or its replicas, will come back, and every call may be repeated."""
 
+_ALONE: Final = Ranks()
 _log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
@@ -55,11 +60,14 @@ class StarvedError(RuntimeError):
 class ServiceCalls:
     """The calls of one trainer, on its table. While the service is away they wait, until `stop` is set."""
 
-    def __init__(self, client: Client, *, settings: TrainerSettings, stop: threading.Event) -> None:
-        """Wrap an open client."""
+    def __init__(
+        self, client: Client, *, settings: TrainerSettings, stop: threading.Event, ranks: Ranks = _ALONE
+    ) -> None:
+        """Wrap an open client. All ranks must make each call, `release` apart; the first makes it for all."""
         self._client = client
         self._settings = settings
         self._stop = stop
+        self._ranks = ranks
         self._extend_at = 0.0
         self._away = False
         self._away_s = 0.0
@@ -103,21 +111,15 @@ class ServiceCalls:
         settings = self._settings
         started, away_before_s = time.monotonic(), self._away_s
         report_at = started + settings.report_s
+
+        def waited_s() -> float:
+            return time.monotonic() - started - (self._away_s - away_before_s)
+
         while True:
             try:
-                batch = self._patiently("take a batch", lambda: self._ask_for_batch(step))
+                batch = self._take_batch(step)
             except BatchNotReadyError as error:
-                now, away_s = time.monotonic(), self._away_s - away_before_s
-                waited_s = now - started - away_s
-                if settings.max_wait_s is not None and waited_s >= settings.max_wait_s:
-                    raise StarvedError(
-                        f"step {step} has waited {waited_s:.0f} s for its batch, and max_wait_s is "
-                        f"{settings.max_wait_s:g}: {self._what_is_missing(error)}"
-                    ) from error
-                if now >= report_at:
-                    missing = self._what_is_missing(error)
-                    _log.info("step %d has waited %.0f s for its batch: %s", step, now - started, missing)
-                    report_at = time.monotonic() + settings.report_s
+                report_at = self._ranks.first(partial(self._wait_on, step, error, waited_s(), report_at))
                 self.check_stop()
             else:
                 # After a restart this may be a lease that the trainer before had held for long.
@@ -125,18 +127,48 @@ class ServiceCalls:
                 self._extend_at = time.monotonic() + left_s - settings.lease_s / 2
                 return batch
 
-    def _ask_for_batch(self, step: int) -> Batch:
+    def _take_batch(self, step: int) -> Batch:
+        """Return the batch of a step if it is ready soon; with several ranks, each reads its share for all.
+
+        Raises:
+            BatchNotReadyError: it is not.
+        """
         settings = self._settings
         longest_s = POLL_S if settings.max_wait_s is None else min(POLL_S, settings.max_wait_s)
-        return self._client.next_batch(
-            run=settings.run,
-            table=settings.table,
-            batch_size=settings.batch_size,
-            lease_id=settings.lease_id(step),
-            lease_s=settings.lease_s,
-            timeout_s=min(longest_s, settings.report_s),
-            holder=settings.trainer_id,
+        names: dict[str, Any] = {"run": settings.run, "table": settings.table, "lease_id": settings.lease_id(step)}
+        lease = names | {
+            "batch_size": settings.batch_size,
+            "lease_s": settings.lease_s,
+            "timeout_s": min(longest_s, settings.report_s),
+            "holder": settings.trainer_id,
+        }
+        if self._ranks.size == 1:
+            return self._patiently("take a batch", lambda: self._client.next_batch(**lease))
+        outline = self._patiently("take a batch", lambda: self._client.lease_batch(**lease))
+        own = share_groups(outline.groups, self._ranks.size)[self._ranks.rank]
+        shares = self._ranks.exchange(
+            lambda: self._until_answered("read a share of a batch", lambda: self._client.read_lease(own, **names))
         )
+        read = {item.group.group_id: item for share in shares for item in share}
+        groups = tuple(read[item.group_id] for item in outline.groups)
+        return Batch(**{field.name: getattr(outline, field.name) for field in fields(outline)} | {"groups": groups})
+
+    def _wait_on(self, step: int, error: BatchNotReadyError, waited_s: float, report_at: float) -> float:
+        """Say now and then what is missing; return when to say it next.
+
+        Raises:
+            StarvedError: max_wait_s are over.
+        """
+        settings = self._settings
+        if settings.max_wait_s is not None and waited_s >= settings.max_wait_s:
+            raise StarvedError(
+                f"step {step} has waited {waited_s:.0f} s for its batch, and max_wait_s is {settings.max_wait_s:g}: "
+                f"{self._what_is_missing(error)}"
+            ) from error
+        if time.monotonic() < report_at:
+            return report_at
+        _log.info("step %d has waited %.0f s for its batch: %s", step, waited_s, self._what_is_missing(error))
+        return time.monotonic() + settings.report_s
 
     def _what_is_missing(self, error: BatchNotReadyError) -> str:
         """Return what the service's diagnosis says in words, or the last answer where it cannot be had."""
@@ -151,7 +183,7 @@ class ServiceCalls:
 
     def keep_lease(self, step: int) -> None:
         """Extend the lease of a step if less than half its time is left. Failure is logged: the commit decides."""
-        if time.monotonic() < self._extend_at:
+        if not self._ranks.is_first or time.monotonic() < self._extend_at:
             return
         self._extend_at = time.monotonic() + self._settings.lease_s / 2
         lease_id = self._settings.lease_id(step)
@@ -186,6 +218,8 @@ class ServiceCalls:
 
     def release(self, step: int) -> None:
         """Give the groups of an unfinished step back. One try: the lease ends by itself in any case."""
+        if not self._ranks.is_first:
+            return
         lease_id = self._settings.lease_id(step)
         if self._away:
             # The client would try for call_timeout_s, and whoever stops a trainer waits for it to end.
@@ -202,10 +236,13 @@ class ServiceCalls:
 
     def check_stop(self) -> None:
         """Raise StopRequestedError if the trainer was told to stop."""
-        if self._stop.is_set():
+        if self._ranks.any(self._stop.is_set()):
             raise StopRequestedError
 
     def _patiently(self, what: str, call: Callable[[], ResultT]) -> ResultT:
+        return self._ranks.first(lambda: self._until_answered(what, call))
+
+    def _until_answered(self, what: str, call: Callable[[], ResultT]) -> ResultT:
         """Return what `call` returns, trying again for as long as the service is away."""
         away_since: float | None = None
         report_at = 0.0

@@ -43,6 +43,7 @@ def diagnose(batch: Batch, rollouts: TrainingBatch | None, report: UpdateReport 
         grad_norm_mean=sum(report.grad_norms) / made if made else None,
         grad_norm_max=max(report.grad_norms, default=None),
         skipped_updates=report.skipped,
+        reference_kl=report.reference_kl,
     )
 
 

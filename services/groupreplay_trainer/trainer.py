@@ -12,8 +12,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -27,7 +28,7 @@ from groupreplay import (
     UnknownLeaseError,
 )
 from groupreplay.torch.advantages import AdvantageEstimator
-from groupreplay.torch.collate import MinibatchUnit, TrainingBatch, collate
+from groupreplay.torch.collate import TrainingBatch, collate
 from groupreplay_trainer.alarms import Alarms
 from groupreplay_trainer.checkpoint import (
     CheckpointFolder,
@@ -37,18 +38,20 @@ from groupreplay_trainer.checkpoint import (
 )
 from groupreplay_trainer.diagnostics import group_feedback
 from groupreplay_trainer.failures import MAX_REJECTED_IN_A_ROW, NonFiniteError, RejectedStepError, explaining_memory
+from groupreplay_trainer.parts import adamw, load_reference, model_options, update_settings
 from groupreplay_trainer.policy_model import PolicyModel, load_policy_model
 from groupreplay_trainer.publish import WeightsFolder
+from groupreplay_trainer.ranks import Ranks
 from groupreplay_trainer.rejected import write_rejected
 from groupreplay_trainer.run_folder import RunFolder
-from groupreplay_trainer.sections import OptimizerSettings
 from groupreplay_trainer.service_calls import ServiceCalls, StopRequestedError
 from groupreplay_trainer.settings import TrainerSettings
 from groupreplay_trainer.step_log import GROUP_LOG, TRAIN_LOG, StepLog
 from groupreplay_trainer.step_record import diagnose, group_record, train_record
-from groupreplay_trainer.update import PolicyUpdater, UpdateReport, UpdateSettings
+from groupreplay_trainer.update import PolicyUpdater, UpdateReport
 from groupreplay_trainer.watching import StepWatcher, Undoing, open_watchers
 
+_ALONE: Final = Ranks()
 _log = logging.getLogger(__name__)
 
 
@@ -63,6 +66,7 @@ def run_trainer(settings: TrainerSettings, *, stop: threading.Event) -> None:
         RunFolderBusyError: another trainer works in the run folder.
         TrainingConflictError: the service's record of the run does not fit the run folder.
         FileNotFoundError, ValueError: the model cannot be loaded, or a group cannot be trained on.
+        ModuleNotFoundError: it is a Hugging Face model, and transformers is not installed.
         OSError, ModuleNotFoundError: metrics cannot be shown where the settings say.
         StarvedError: no batch within max_wait_s.
         RejectedStepError: a step met numbers that are not finite, and the settings do not leave it out.
@@ -71,13 +75,24 @@ def run_trainer(settings: TrainerSettings, *, stop: threading.Event) -> None:
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    model = load_policy_model(settings.model.path)
-    with (
-        RunFolder(settings.run_dir) as folder,
-        Client(settings.server, timeout_s=settings.call_timeout_s) as client,
-        open_watchers(settings) as watchers,
-    ):
-        Trainer(settings, client=client, model=model, folder=folder, stop=stop, watchers=watchers).run()
+    with Ranks.join() as ranks, ExitStack() as stack:
+        folder = RunFolder(settings.run_dir)
+        ranks.first(lambda: _enter(stack, folder))
+        model = load_policy_model(settings.model.path, model_options(settings), ranks=ranks)
+        reference = load_reference(settings, ranks)
+        client = stack.enter_context(Client(settings.server, timeout_s=settings.call_timeout_s))
+        watchers: list[StepWatcher] = []
+        ranks.first(lambda: watchers.extend(stack.enter_context(open_watchers(settings))))
+        Trainer(
+            settings,
+            client=client,
+            model=model,
+            folder=folder,
+            stop=stop,
+            reference=reference,
+            watchers=watchers,
+            ranks=ranks,
+        ).run()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -102,6 +117,8 @@ class Trainer:
         model: PolicyModel,
         folder: RunFolder,
         stop: threading.Event,
+        reference: PolicyModel | None = None,
+        ranks: Ranks = _ALONE,
         watchers: Sequence[StepWatcher] = (),
     ) -> None:
         """Wire the parts; reads and calls nothing.
@@ -112,15 +129,18 @@ class Trainer:
             model: the weights a new run starts from; changed in place.
             folder: locked by the caller.
             stop: set it, and `run` returns soon.
+            reference: the policy that loss.kl_coefficient keeps the model near; needed where that is above 0.
+            ranks: the processes that train this model together; the model is divided among them already.
             watchers: told of every step; open, stay open.
         """
         self._settings = settings
+        self._ranks = ranks
         self._model = model
         self._optimizer = adamw(model, settings.optimizer)
         self._generator = torch.Generator().manual_seed(settings.seed)
-        self._calls = ServiceCalls(client, settings=settings, stop=stop)
+        self._calls = ServiceCalls(client, settings=settings, stop=stop, ranks=ranks)
         self._checkpoints = CheckpointFolder(folder.checkpoints)
-        self._weights = WeightsFolder(settings.weights_folder, keep=settings.keep_weights)
+        self._weights = WeightsFolder(settings.weights_folder, keep=settings.keep_weights, ranks=ranks)
         self._step_log = StepLog(folder.path)
         self._rejected = folder.rejected
         self._alarms = Alarms(settings)
@@ -131,6 +151,8 @@ class Trainer:
             self._optimizer,
             settings=update_settings(settings),
             generator=self._generator,
+            reference=reference,
+            ranks=ranks,
             on_progress=self._on_progress,
         )
 
@@ -141,7 +163,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the last step, or until told to stop. See `run_trainer` for what it raises."""
-        self._checkpoints.prepare()
+        self._ranks.first(self._checkpoints.prepare)
         self._weights.prepare()
         try:
             self._calls.create_table()
@@ -156,7 +178,7 @@ class Trainer:
 
     def _resume(self) -> None:
         """Load the newest checkpoint, or begin with one of step 0, and complete its transaction."""
-        state = self._checkpoints.load_newest()
+        state = self._load_newest()
         if state is not None:
             self._take_over(state)
             _log.info("continuing after step %d", self._progress.step)
@@ -167,6 +189,18 @@ class Trainer:
         if clock.version > step:
             clock = self._rewind(clock)
         self._complete_step(clock)
+
+    def _load_newest(self) -> TrainingState | None:
+        """Return the newest checkpoint that the first rank can read; the others read the same one."""
+        state = None
+
+        def newest_step() -> int | None:
+            nonlocal state
+            state = self._checkpoints.load_newest()
+            return None if state is None else state.progress.step
+
+        step = self._ranks.first(newest_step)
+        return state if self._ranks.is_first or step is None else self._checkpoints.load(step)
 
     def _rewind(self, clock: Policy) -> Policy:
         """Move the run's policy clock back to the newest checkpoint, where the settings allow it."""
@@ -181,7 +215,7 @@ class Trainer:
         return self._calls.rewind_policy(self._weights.publish(self._model, run=settings.run, version=step), step=step)
 
     def _begin(self) -> None:
-        if not self._step_log.is_empty():
+        if not self._ranks.first(self._step_log.is_empty):
             raise TrainingConflictError(
                 f"{self._settings.run_dir} has the log of a run but no readable checkpoint; give a new run another "
                 "run_dir, or put the checkpoint back"
@@ -233,8 +267,9 @@ class Trainer:
             training_s=training_s,
             at_unix_s=time.time(),
         )
-        line["alarms"] = self._alarms.judge(line)
-        lengths = self._step_log.append({TRAIN_LOG: line, GROUP_LOG: group_record(step, batch)})
+        line["alarms"] = self._ranks.first(lambda: self._alarms.judge(line))
+        records = {TRAIN_LOG: line, GROUP_LOG: group_record(step, batch)}
+        lengths = self._ranks.first(lambda: self._step_log.append(records))
         found = group_feedback(batch, rollouts, report.proximal.logprobs_BT) if report and rollouts else ()
         self._save(
             replace(
@@ -263,6 +298,7 @@ class Trainer:
             pad_token_id=self._model.pad_token_id,
             estimator=AdvantageEstimator(self._settings.loss.advantages),
             max_tokens=self._model.max_tokens,
+            vocab_size=self._model.vocab_size,
         )
         if not rollouts.trained_tokens:
             _log.warning("the loss masks of batch %s leave out every token: no update", batch.lease_id)
@@ -282,7 +318,9 @@ class Trainer:
         """
         done, settings = self._progress, self._settings
         step, in_a_row = done.step + 1, done.rejected_in_a_row + 1
-        report = write_rejected(self._rejected, step, batch, rollouts, error, settings=settings)
+        report = self._ranks.first(
+            lambda: write_rejected(self._rejected, step, batch, rollouts, error, settings=settings)
+        )
         self._take_over(self._checkpoints.load(done.step))
         self._tell_of_undone("nonfinite")
         if settings.on_nonfinite != "skip-step" or in_a_row >= MAX_REJECTED_IN_A_ROW:
@@ -354,7 +392,7 @@ class Trainer:
                 f"step {step} must be undone, because its groups are no longer this trainer's, but the checkpoint "
                 f"before is missing: {error}. Put it back, or start a new run"
             ) from error
-        self._checkpoints.drop(step)
+        self._ranks.first(lambda: self._checkpoints.drop(step))
         self._take_over(state)
         self._tell_of_undone("lease_lost")
         _log.error("step %d was undone, so that no group is trained twice; going on after step %d", step, step - 1)
@@ -367,7 +405,7 @@ class Trainer:
                 f"table {settings.table!r}; give each run its own run_dir"
             )
         state.restore(model=self._model, optimizer=self._optimizer, generator=self._generator)
-        self._step_log.cut(progress.log_lengths)
+        self._ranks.first(lambda: self._step_log.cut(progress.log_lengths))
         self._alarms.restart(self._step_log.read(TRAIN_LOG))
         self._progress = progress
 
@@ -381,9 +419,10 @@ class Trainer:
             watcher.undone(reason)
 
     def _save(self, progress: Progress) -> None:
-        self._checkpoints.save(
-            TrainingState.capture(progress, model=self._model, optimizer=self._optimizer, generator=self._generator)
+        state = TrainingState.capture(
+            progress, model=self._model, optimizer=self._optimizer, generator=self._generator, ranks=self._ranks
         )
+        self._ranks.first(lambda: self._checkpoints.save(state))
         self._progress = progress
 
     def _on_progress(self) -> None:
@@ -391,29 +430,8 @@ class Trainer:
         self._calls.keep_lease(self._progress.step + 1)
 
 
-def adamw(model: PolicyModel, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """Return the optimizer of a model."""
-    return torch.optim.AdamW(
-        model.parameters(),
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
-
-
-def update_settings(settings: TrainerSettings) -> UpdateSettings:
-    """Return what the settings mean for the update."""
-    return UpdateSettings(
-        loss=settings.loss_config(),
-        temperature=settings.loss.temperature,
-        minibatches=settings.optimizer.minibatches,
-        minibatch_unit=MinibatchUnit(settings.optimizer.minibatch_unit),
-        max_rollouts_at_once=settings.memory.max_rollouts_at_once,
-        max_grad_norm=settings.optimizer.max_grad_norm,
-        entropy_coefficient=settings.loss.entropy_coefficient,
-        skip_nonfinite_updates=settings.on_nonfinite == "skip-update",
-    )
+def _enter(stack: ExitStack, folder: RunFolder) -> None:
+    stack.enter_context(folder)
 
 
 def _step_conflict(step: int, error: StepConflictError) -> TrainingConflictError:

@@ -68,6 +68,9 @@ def test_commands_exist_with_these_flags(page: str, line: str) -> None:
     words = shlex.split(line, comments=True)
     if words[0] == "groupreplay":
         _check_flags(words[1], words[2:])
+    elif words[0] == "torchrun":
+        command = words.index("groupreplay_cli") + 1
+        _check_flags(words[command], words[command + 1 :])
     elif words[0] == "make":
         targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert words[1] in targets, f"{page}: {line}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from groupreplay_generator.tasks import Problem, Split, Task, create_task, task_names
+from groupreplay_generator.tasks import Problem, SolvableTask, Split, Task, create_task, task_names
 from groupreplay_generator.tasks.addition import AdditionTask
 from groupreplay_generator.tasks.base import split_of
 from groupreplay_tinylm import CharTokenizer
@@ -19,7 +19,7 @@ def problems_of(task: Task[Any], split: Split) -> list[Problem[Any]]:
     return [task.problem(index, split) for index in range(task.problem_count(split))]
 
 
-@pytest.fixture(scope="module", params=["addition", "countdown3", "countdown4"])
+@pytest.fixture(scope="module", params=["addition", "countdown3", "countdown4", "geometry-tiny"])
 def task(request: pytest.FixtureRequest) -> Task[Any]:
     """Each task in turn."""
     return create_task(request.param, seed=3)
@@ -48,6 +48,7 @@ def test_problems_held_out_under_one_seed_are_not_trained_on_under_another(task:
 
 def test_the_reference_response_earns_the_full_reward_within_the_limit(task: Task[Any]) -> None:
     """Every problem can be solved, in the alphabet and the number of tokens that a policy has."""
+    assert isinstance(task, SolvableTask)
     tokenizer = CharTokenizer()
     for problem in (problem for split in SPLITS for problem in problems_of(task, split)):
         response = task.reference_response(problem)
@@ -71,7 +72,9 @@ def test_an_index_outside_the_split_is_refused(task: Task[Any], index: int) -> N
 
 def test_an_unknown_task_is_answered_with_the_known_ones() -> None:
     """A misspelt name gets the list of the right ones."""
-    with pytest.raises(ValueError, match="unknown task 'additon'; known: addition, countdown, countdown3, countdown4"):
+    with pytest.raises(
+        ValueError, match=r"unknown task 'additon'; did you mean addition\? known: addition, countdown, c"
+    ):
         create_task("additon")
 
 
@@ -82,6 +85,8 @@ def test_every_known_name_makes_a_task() -> None:
         "countdown": "countdown3",
         "countdown3": "countdown3",
         "countdown4": "countdown4",
+        "geometry": "geometry",
+        "geometry-tiny": "geometry-tiny",
     }
 
 

@@ -5,7 +5,6 @@ Shape legend: T tokens, V vocabulary.
 
 import asyncio
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +84,6 @@ async def test_policies_that_a_trainer_publishes_are_those_that_vllm_samples_wit
     assert any(changed)
 
 
-@pytest.mark.skipif(
-    find_spec("groupreplay_trainer.hf_policy") is None, reason="groupreplay train takes no Hugging Face models yet"
-)
 async def test_groupreplay_train_and_vllm_go_through_policy_versions_together(
     vllm_process: VllmProcess, server: RunningServer, client: AsyncClient, tmp_path: Path
 ) -> None:

@@ -131,4 +131,4 @@ def test_an_impossible_shape_is_refused(changes: dict[str, int], message: str) -
     """A configuration that no model can have fails when it is written down."""
     shape = {"vocab_size": 20, "layers": 2, "width": 32, "heads": 2, "max_positions": 20}
     with pytest.raises(ValueError, match=message):
-        TinyLMConfig(**(shape | changes))
+        TinyLMConfig(**(shape | changes))  # type: ignore[arg-type]

@@ -15,16 +15,21 @@ from groupreplay_tinylm import builtin_checkpoint
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts/make_checkpoints.py"
 
 
-@pytest.mark.parametrize(("task_name", "effective_share"), [("addition", (0.1, 0.35)), ("countdown3", (0.3, 0.75))])
+@pytest.mark.parametrize(
+    ("task_name", "effective_share"),
+    [("addition", (0.1, 0.35)), ("countdown3", (0.3, 0.75)), ("geometry-tiny", (0.5, 0.85))],
+)
 async def test_a_warm_start_succeeds_now_and_then_and_leaves_most_to_learn(
     task_name: str, effective_share: tuple[float, float]
 ) -> None:
     """There is a reward to learn from, and accuracy can still more than double."""
     task = create_task(task_name, seed=5)
     problems = [task.problem(index, "train") for index in range(256)]
+    images = [problem.image for problem in problems if problem.image is not None]
     async with TorchEngine(builtin_checkpoint(task_name)) as engine:
         results = await engine.generate(
             [problem.prompt_text for problem in problems],
+            images=images or None,
             rollouts_per_prompt=8,
             sampling=Sampling(max_response_tokens=task.max_response_tokens, seed=0),
         )

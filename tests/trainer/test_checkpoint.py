@@ -136,7 +136,7 @@ def test_a_trainer_killed_before_the_rename_leaves_the_checkpoint_before(
         "import os, pathlib, signal, sys\n"
         "from groupreplay_trainer.durable_file import write_durably\n"
         "pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "write_durably(pathlib.Path(sys.argv[1]), b'half' * 1000)\n"
+        "write_durably(pathlib.Path(sys.argv[1]), lambda path: path.write_bytes(b'half' * 1000))\n"
     )
     ended = subprocess.run([sys.executable, "-c", script, str(target)], check=False, timeout=60)
     assert ended.returncode == -signal.SIGKILL

@@ -162,8 +162,23 @@ def test_minibatches_hold_every_row_once(groups: list[int], count: int, unit: Mi
 def test_microbatches_put_like_lengths_together() -> None:
     """Rows are sorted by length, longest first, so that padding is least; none is lost."""
     lengths = torch.tensor([9, 1, 8, 2, 7, 3])
-    pieces = split_microbatches(torch.tensor([5, 4, 2, 1, 0]), lengths, max_rollouts=2)
+    pieces = split_microbatches(torch.tensor([5, 4, 2, 1, 0]), lengths, tokens_at_once=100, max_rollouts=2)
     assert [piece.tolist() for piece in pieces] == [[0, 2], [4, 5], [1]]
+
+
+@pytest.mark.parametrize(
+    ("packed", "expected"),
+    [(False, [[0, 2], [4, 5], [3, 1]]), (True, [[0, 2], [4, 5, 3, 1]])],
+    ids=["padded", "packed"],
+)
+def test_microbatches_keep_to_the_token_budget(packed: bool, expected: list[list[int]]) -> None:
+    """Padding counts where there is padding; a rollout that is longer than the budget goes alone."""
+    lengths = torch.tensor([9, 1, 8, 2, 7, 3])
+    rows = torch.arange(6)
+    pieces = split_microbatches(rows, lengths, tokens_at_once=18, packed=packed)
+    assert [piece.tolist() for piece in pieces] == expected
+    alone = split_microbatches(rows, lengths, tokens_at_once=1, packed=packed)
+    assert [piece.tolist() for piece in alone] == [[0], [2], [4], [5], [3], [1]]
 
 
 def test_minibatches_and_microbatches_of_nothing_are_refused() -> None:
@@ -171,4 +186,14 @@ def test_minibatches_and_microbatches_of_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="count 0"):
         split_minibatches(torch.tensor([0]), count=0, generator=torch.Generator())
     with pytest.raises(ValueError, match="max_rollouts 0"):
-        split_microbatches(torch.tensor([0]), torch.tensor([1]), max_rollouts=0)
+        split_microbatches(torch.tensor([0]), torch.tensor([1]), tokens_at_once=1, max_rollouts=0)
+    with pytest.raises(ValueError, match="tokens_at_once 0"):
+        split_microbatches(torch.tensor([0]), torch.tensor([1]), tokens_at_once=0)
+
+
+def test_a_token_outside_the_vocabulary_is_refused(make_group, make_batch) -> None:  # type: ignore[no-untyped-def]
+    """The error names the group, the token and the size: the generator has another tokenizer than the model."""
+    batch = make_batch([make_group("good", prompt=(5, 6)), make_group("bad", prompt=(5, 900))])
+    with pytest.raises(ValueError, match=r"group bad has the token id 900 in a prompt; .* vocabulary has 64"):
+        collate(batch, pad_token_id=0, vocab_size=64)
+    assert len(collate(batch, pad_token_id=0, vocab_size=901)) == 6

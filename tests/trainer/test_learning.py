@@ -11,10 +11,10 @@ from groupreplay import Batch, DeliveredGroup, GroupSource, Rollout, RolloutGrou
 from groupreplay.torch.collate import collate
 from groupreplay_generator.engines.base import Sampling
 from groupreplay_generator.engines.torch_engine import TorchEngine
+from groupreplay_trainer.parts import update_settings
 from groupreplay_trainer.policy_model import TinyLMPolicy
 from groupreplay_trainer.sections import OptimizerSettings
 from groupreplay_trainer.settings import TrainerSettings
-from groupreplay_trainer.trainer import update_settings
 from groupreplay_trainer.update import PolicyUpdater
 
 PROMPTS = ("1=", "2=", "3=", "4=")

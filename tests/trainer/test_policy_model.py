@@ -9,7 +9,7 @@ import torch
 
 from groupreplay_generator.engines.base import Sampling
 from groupreplay_generator.engines.torch_engine import TorchEngine
-from groupreplay_trainer.policy_model import TinyLMPolicy, load_policy_model, score_tokens
+from groupreplay_trainer.policy_model import TinyLMPolicy, load_policy_model, score_next_tokens, score_tokens
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -44,6 +44,26 @@ def test_scores_stand_at_the_column_of_their_own_token() -> None:
     )
     entropy = -(expected.exp() * expected).sum(-1)
     torch.testing.assert_close(scores.entropy_BT[0, 1:], entropy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.7, -0.3)], ids=str)
+def test_the_gradient_of_scores_is_what_torch_derives(dtype: torch.dtype, weights: tuple[float, float]) -> None:
+    """Of log probability, of entropy, and of both; in the dtype of the logits."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 9, generator=generator).mul_(3).to(dtype).requires_grad_()
+    next_ids = torch.randint(9, (2, 5), generator=generator)
+    of_logprob, of_entropy = torch.randn(2, 2, 5, generator=generator) * torch.tensor(weights)[:, None, None]
+    found = score_next_tokens(logits, next_ids, temperature=0.7)
+    distribution = torch.distributions.Categorical(logits=logits.float() / 0.7)
+    expected = distribution.log_prob(next_ids), distribution.entropy()  # type: ignore[no-untyped-call]
+    gradients = []
+    for logprob, entropy in (found, expected):
+        (gradient,) = torch.autograd.grad((of_logprob * logprob + of_entropy * entropy).sum(), logits)
+        gradients.append(gradient)
+    torch.testing.assert_close(found, expected)
+    assert gradients[0].dtype is dtype
+    torch.testing.assert_close(*gradients)
 
 
 def test_the_same_weights_give_the_same_logprobs_twice(model: TinyLMPolicy) -> None:

@@ -33,7 +33,7 @@ def test_a_folder_knows_the_weights_it_was_announced_with(model: TinyLMPolicy, t
     policy = folder.publish(model, run="r", version=3)
     assert folder.holds(policy)
     assert not folder.holds(replace(policy, version=2))
-    folder.path(3).write_bytes(b"other")
+    (tmp_path / "policy-000003.safetensors").write_bytes(b"other")
     assert not folder.holds(policy)
 
 

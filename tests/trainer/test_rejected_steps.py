@@ -14,10 +14,10 @@ from groupreplay import GroupState, RolloutGroup
 from groupreplay_tinylm import load_checkpoint
 from groupreplay_trainer.checkpoint import CheckpointFolder, TrainingState
 from groupreplay_trainer.failures import NonFinite, NonFiniteError, RejectedStepError
+from groupreplay_trainer.parts import adamw, update_settings
 from groupreplay_trainer.policy_model import TinyLMPolicy
 from groupreplay_trainer.rejected import KEEP, read_rejected, write_rejected
 from groupreplay_trainer.sections import LossSettings, OptimizerSettings
-from groupreplay_trainer.trainer import adamw, update_settings
 from groupreplay_trainer.update import PolicyUpdater
 
 ABSURD = (3e38, -3e38, 0.0)

@@ -8,9 +8,9 @@ import pytest
 from groupreplay import Durability, Fill, InvalidRequestError, Sampler
 from groupreplay_trainer.algorithms import Algorithm
 from groupreplay_trainer.loss import Objective, WeightLevel
+from groupreplay_trainer.parts import update_settings
 from groupreplay_trainer.sections import LossSettings, OptimizerSettings, ReplaySettings
 from groupreplay_trainer.settings import TrainerSettings
-from groupreplay_trainer.trainer import update_settings
 
 
 @pytest.mark.parametrize(

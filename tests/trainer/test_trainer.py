@@ -249,7 +249,8 @@ async def test_a_step_that_does_not_fit_into_memory_says_what_to_lower(bench: Be
     await bench.insert(bench.make_groups(3)[::2])
     expected = (
         r"a batch of 2 groups, 6 rollouts of up to 7 and together 34 tokens, does not fit into memory\. "
-        r"Lower memory\.max_rollouts_at_once \(256\), batch_size, .*DefaultCPUAllocator"
+        r"Lower memory\.tokens_at_once \(8192\), turn on memory\.activation_checkpointing \(false\), lower "
+        r"batch_size, .*DefaultCPUAllocator.* in a pass over 6 rollouts of up to 7 tokens"
     )
     with pytest.raises(TrainingMemoryError, match=expected):
         await bench.train(model=Greedy)

@@ -1,6 +1,7 @@
 """An update is the objective's gradient, however the batch is cut."""
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -20,15 +21,15 @@ def updater(model: TinyLMPolicy, **changes: Any) -> PolicyUpdater:
         "loss": LossConfig.faithful(),
         "temperature": 1.0,
         "minibatches": 1,
-        "max_rollouts_at_once": 100,
+        "tokens_at_once": 1000,
         "max_grad_norm": 1e9,
         "entropy_coefficient": 0.0,
     }
-    on_progress = changes.pop("on_progress", lambda: None)
+    parts = {name: changes.pop(name) for name in ("on_progress", "reference") if name in changes}
     settings = UpdateSettings(**(values | changes))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     generator = torch.Generator().manual_seed(0)
-    return PolicyUpdater(model, optimizer, settings=settings, generator=generator, on_progress=on_progress)
+    return PolicyUpdater(model, optimizer, settings=settings, generator=generator, **parts)
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_gradient_accumulation_does_not_change_the_update(model: TinyLMPolicy, b
     """Forward passes of two rollouts at a time give the update of one pass."""
     start = {name: tensor.clone() for name, tensor in model.weights().items()}
     ends, losses = [], []
-    for at_once in (100, 2):
+    for at_once in (None, 2):
         model.load_weights(start)
         losses.append(updater(model, max_rollouts_at_once=at_once, entropy_coefficient=0.01).update(batch).losses[0])
         ends.append(flat_weights(model))
@@ -148,6 +149,44 @@ def test_progress_is_reported_before_every_forward_pass_and_may_end_the_update(
 
     with pytest.raises(InterruptedError):
         updater(model, on_progress=stop).update(batch)
+
+
+def test_the_kl_to_the_reference_is_part_of_the_gradient(model: TinyLMPolicy, batch: TrainingBatch) -> None:
+    """With a reference the step moves along the policy gradient less the gradient of the k3 estimate."""
+    reference = perturbed(model)
+    scores = model.score(batch.token_ids_BT, batch.attention_mask_BT, temperature=1.0)
+    with torch.no_grad():
+        anchor = reference.score(batch.token_ids_BT, batch.attention_mask_BT, temperature=1.0).logprobs_BT
+    difference = (anchor - scores.logprobs_BT)[batch.response_mask_BT]
+    kl = (difference.exp() - 1 - difference).mean()
+    assert kl > 1e-3
+    kl_gradient = torch.cat([piece.reshape(-1) for piece in torch.autograd.grad(kl, model.parameters())])
+    start = {name: tensor.clone() for name, tensor in model.weights().items()}
+    ends = []
+    for changes in ({}, {"kl_coefficient": 0.5, "reference": reference, "tokens_at_once": 14}):
+        model.load_weights(start)
+        report = updater(model, **changes).update(batch)
+        ends.append(flat_weights(model))
+    torch.testing.assert_close(ends[1] - ends[0], -0.5 * kl_gradient, atol=1e-5, rtol=1e-4)
+    assert report.reference_kl == pytest.approx(kl.item(), rel=1e-5)
+
+
+def perturbed(model: TinyLMPolicy) -> TinyLMPolicy:
+    """Return a frozen copy of a model, its weights a little off."""
+    copy = TinyLMPolicy(deepcopy(model._model))
+    generator = torch.Generator().manual_seed(3)
+    for parameter in copy.parameters():
+        parameter.requires_grad_(False).add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return copy
+
+
+@pytest.mark.parametrize("changes", [{"kl_coefficient": 0.1}, {"reference": None, "kl_coefficient": 1.0}], ids=str)
+def test_a_kl_coefficient_without_a_reference_is_refused(model: TinyLMPolicy, changes: dict[str, Any]) -> None:
+    """It would be a setting that does nothing; so would a reference without a coefficient."""
+    with pytest.raises(ValueError, match="go together"):
+        updater(model, **changes)
+    with pytest.raises(ValueError, match="go together"):
+        updater(model, reference=model)
 
 
 def test_a_batch_without_trained_tokens_is_refused(make_group, make_batch, model: TinyLMPolicy) -> None:  # type: ignore[no-untyped-def]

@@ -179,6 +179,7 @@ async def test_tensorboard_shows_each_step_once_over_restarts(bench: Bench, tmp_
     assert {name for _, name, _ in scalars} >= {measure.tag for measure in MEASURES if measure.tag} - {
         "reward/all_right_ratio",
         "reward/all_wrong_ratio",
+        "train/reference_kl_nats",
     }
     assert [value for _, name, value in scalars if name == "alarm/kl"] == ["kl" in line["alarms"] for line in lines]
 

@@ -114,12 +114,21 @@ class Engine(Protocol):
         """The version of the weights that the next token is sampled with."""
 
     async def generate(
-        self, prompts: Sequence[str], *, rollouts_per_prompt: int, sampling: Sampling
+        self,
+        prompts: Sequence[str],
+        *,
+        images: Sequence[npt.NDArray[np.uint8]] | None = None,
+        rollouts_per_prompt: int,
+        sampling: Sampling,
     ) -> list[EngineResult]:
         """Sample `rollouts_per_prompt` completions of every prompt; one result per prompt, in the same order.
 
+        Args:
+            images: one for each prompt, uint8 [H, W, C] with 1 (grey) or 3 (RGB) channels, shown before it is read.
+
         Raises:
-            ValueError: a prompt is empty, cannot be encoded, or leaves no room for the response.
+            ValueError: a prompt is empty, cannot be encoded, or leaves no room for the response; or the policy sees no
+                images, or not of this size.
             RuntimeError: the engine is not open.
             EngineAwayError: it does not answer at the moment; what it had finished comes with the error.
         """

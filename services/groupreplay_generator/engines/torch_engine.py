@@ -8,10 +8,13 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from groupreplay_generator.engines.base import Completion, EngineResult, Sampling
 from groupreplay_generator.engines.torch_sampler import SampledRows, sample_rows
-from groupreplay_tinylm import CharTokenizer, TinyLM, load_checkpoint
+from groupreplay_tinylm import CharTokenizer, TinyLM, VisionConfig, load_checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,12 +81,18 @@ class TorchEngine:
         self._policy = _Policy(model=model, version=policy_version)
 
     async def generate(
-        self, prompts: Sequence[str], *, rollouts_per_prompt: int, sampling: Sampling
+        self,
+        prompts: Sequence[str],
+        *,
+        images: Sequence[npt.NDArray[np.uint8]] | None = None,
+        rollouts_per_prompt: int,
+        sampling: Sampling,
     ) -> list[EngineResult]:
         """Sample completions of all prompts as one batch; see `Engine.generate`.
 
         Raises:
-            ValueError: a prompt is empty, has an unknown character, or leaves no room for the response.
+            ValueError: a prompt is empty, has an unknown character, or leaves no room for the response; or there are
+                images and the model sees none, or not of this shape, or none and it does.
             RuntimeError: the engine is not open.
         """
         if self._policy is None:
@@ -93,11 +102,12 @@ class TorchEngine:
         encoded = [self._encode(prompt, self._policy.model, sampling) for prompt in prompts]
         if not encoded:
             return []
-        return await asyncio.to_thread(self._sample, self._policy, encoded, rollouts_per_prompt, sampling)
+        stacked = _stack_images(images, prompts=len(encoded), vision=self._policy.model.config.vision)
+        return await asyncio.to_thread(self._sample, self._policy, encoded, stacked, rollouts_per_prompt, sampling)
 
     def _encode(self, prompt: str, model: TinyLM, sampling: Sampling) -> list[int]:
         token_ids = self._tokenizer.encode(prompt)
-        limit = model.config.max_positions - sampling.max_response_tokens
+        limit = model.config.max_text_tokens - sampling.max_response_tokens
         if not 0 < len(token_ids) <= limit:
             raise ValueError(
                 f"prompt {prompt[:80]!r} has {len(token_ids)} tokens; with max_response_tokens "
@@ -106,9 +116,16 @@ class TorchEngine:
         return token_ids
 
     def _sample(
-        self, policy: _Policy, prompts: list[list[int]], rollouts_per_prompt: int, sampling: Sampling
+        self,
+        policy: _Policy,
+        prompts: list[list[int]],
+        images_NHWC: Tensor | None,
+        rollouts_per_prompt: int,
+        sampling: Sampling,
     ) -> list[EngineResult]:
-        rows = sample_rows(policy.model, prompts, rollouts_per_prompt=rollouts_per_prompt, sampling=sampling)
+        rows = sample_rows(
+            policy.model, prompts, images_NHWC=images_NHWC, rollouts_per_prompt=rollouts_per_prompt, sampling=sampling
+        )
         completions = self._completions(rows)
         return [
             EngineResult(
@@ -133,6 +150,28 @@ class TorchEngine:
             )
             for row, (length, stopped) in enumerate(zip(rows.lengths.tolist(), rows.stopped.tolist(), strict=True))
         ]
+
+
+def _stack_images(
+    images: Sequence[npt.NDArray[np.uint8]] | None, *, prompts: int, vision: VisionConfig | None
+) -> Tensor | None:
+    """Return images_NHWC, or None for a model that sees none.
+
+    Raises:
+        ValueError: the model and the images do not fit each other.
+    """
+    if images is None or vision is None:
+        if images is None and vision is None:
+            return None
+        raise ValueError(
+            "this model sees no images" if vision is None else "this model needs an image for every prompt"
+        )
+    if len(images) != prompts:
+        raise ValueError(f"{len(images)} images for {prompts} prompts; each prompt has one")
+    for image in images:
+        if image.dtype != np.uint8 or image.shape != vision.image_shape:
+            raise ValueError(f"this model sees uint8 images of {vision.image_shape}, got {image.dtype} {image.shape}")
+    return torch.from_numpy(np.stack(images))
 
 
 def _check_version(policy_version: int) -> None:

@@ -1,6 +1,7 @@
 """Batched sampling from a TinyLM: every rollout of every prompt advances by one token per step.
 
-Shape legend: B rows still in the batch, R rollouts asked for, T response tokens, V vocabulary, N prompts.
+Shape legend: B rows still in the batch, R rollouts asked for, T response tokens, V vocabulary, N prompts; H, W, C of an
+image.
 """
 
 from collections.abc import Sequence
@@ -36,9 +37,16 @@ class SampledRows:
 
 @torch.inference_mode()
 def sample_rows(
-    model: TinyLM, prompts: Sequence[Sequence[int]], *, rollouts_per_prompt: int, sampling: Sampling
+    model: TinyLM,
+    prompts: Sequence[Sequence[int]],
+    *,
+    images_NHWC: Tensor | None = None,
+    rollouts_per_prompt: int,
+    sampling: Sampling,
 ) -> SampledRows:
     """Sample `rollouts_per_prompt` responses to each of `prompts`, which are token ids, none of them empty.
+
+    A model that sees gets images_NHWC, uint8, one for each prompt.
 
     All random numbers are drawn beforehand, so that dropping ended rows does not change what the others get.
     """
@@ -46,7 +54,7 @@ def sample_rows(
     uniform_TR = _draw_uniform(rows, steps, sampling)
     token_ids_TR = torch.full((steps, rows), CharTokenizer.eos_id)
     logprobs_TR = torch.zeros((steps, rows))
-    logits_BV, cache = _read_prompts(model, prompts, rollouts_per_prompt, steps)
+    logits_BV, cache = _read_prompts(model, prompts, images_NHWC, rollouts_per_prompt, steps)
     row_B = torch.arange(rows)
     running_B = torch.ones(rows, dtype=torch.bool)
     for step in range(steps):
@@ -65,13 +73,15 @@ def sample_rows(
 
 
 def _read_prompts(
-    model: TinyLM, prompts: Sequence[Sequence[int]], copies: int, max_new_tokens: int
+    model: TinyLM, prompts: Sequence[Sequence[int]], images_NHWC: Tensor | None, copies: int, max_new_tokens: int
 ) -> tuple[Tensor, KVCache]:
     """Run each prompt through the model once; return the first logits_RV and the cache of all its copies."""
     tokens = max(len(prompt) for prompt in prompts)
     pad = CharTokenizer.pad_id
     padded_NT = torch.tensor([[pad] * (tokens - len(prompt)) + list(prompt) for prompt in prompts])
-    logits_NV, cache = model.prefill(padded_NT, padded_NT != pad, max_new_tokens=max_new_tokens)
+    logits_NV, cache = model.prefill(
+        padded_NT, padded_NT != pad, max_new_tokens=max_new_tokens, images_BHWC=images_NHWC
+    )
     copy_R = torch.arange(len(prompts)).repeat_interleave(copies)
     return logits_NV[copy_R], cache.select(copy_R)
 

@@ -16,6 +16,7 @@ class AdditionTask:
     """
 
     name: Final = "addition"
+    scores_in_process: Final = True
     max_response_tokens: Final = MAX_DIGITS + 2  # the sum may have one digit more, and EOS follows it
 
     def __init__(self, *, seed: int = 0, train_problems: int = 2000, heldout_problems: int = 256) -> None:

@@ -1,8 +1,11 @@
 """What a task is: a source of problems and the verifier of their answers."""
 
 import hashlib
-from dataclasses import dataclass
-from typing import Final, Generic, Literal, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Final, Generic, Literal, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
 
 Split = Literal["train", "heldout"]
 
@@ -19,25 +22,35 @@ class Problem(Generic[AnswerT]):
     Attributes:
         prompt_id: the same for the same problem in every process and for every seed; different for any other problem.
         prompt_text: what the policy reads.
-        answer: read by the task that made the problem, and by nobody else.
+        answer: read by the task that made the problem, and by nobody else. Plain data, or anything that can be pickled.
+        image: uint8 [H, W, C], with 1 (grey) or 3 (RGB) channels: what the policy sees, before it reads the prompt.
     """
 
     prompt_id: str
     prompt_text: str
     answer: AnswerT
+    image: npt.NDArray[np.uint8] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        """Raise ValueError for an empty id or prompt."""
+        """Raise ValueError for an empty id or prompt, or an image of another shape or dtype."""
         if not self.prompt_id:
             raise ValueError("prompt_id must not be empty")
         if not self.prompt_text:
             raise ValueError(f"prompt_text of {self.prompt_id!r} must not be empty")
+        image = self.image
+        if image is not None and (image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3)):
+            raise ValueError(
+                f"the image of {self.prompt_id!r} is {image.dtype} of shape {image.shape}; "
+                "it must be uint8 [H, W, 1] or [H, W, 3]"
+            )
 
 
 class Task(Protocol[AnswerT]):
     """A seeded, finite set of training and held-out problems that share no problem, and their verifier.
 
-    Two tasks of the same name and seed are the same task, on any machine.
+    Two tasks of the same name and seed are the same task, on any machine. A task whose verifier is so plain that it
+    can neither hang nor crash may say so by an attribute `scores_in_process = True`; the others are scored in processes
+    of their own.
     """
 
     @property
@@ -59,7 +72,12 @@ class Task(Protocol[AnswerT]):
         """
 
     def score(self, problem: Problem[AnswerT], response_text: str) -> float:
-        """Return the reward of a response in [0, 1]. Never raises for any response, and returns promptly."""
+        """Return the reward of a response, 1 for a correct one. Promptly, and without raising, for any response."""
+
+
+@runtime_checkable
+class SolvableTask(Task[AnswerT], Protocol[AnswerT]):
+    """A task that knows a correct response to each of its problems."""
 
     def reference_response(self, problem: Problem[AnswerT]) -> str:
         """Return a response that scores 1, for warm starts."""

@@ -32,6 +32,8 @@ class CountdownTask:
     be left out. The reward is 1 for a solution, 0.1 for any other expression that has a value, and 0 for the rest.
     """
 
+    scores_in_process: Final = True
+
     def __init__(
         self, *, numbers: int = 3, seed: int = 0, train_problems: int = 2000, heldout_problems: int = 256
     ) -> None:

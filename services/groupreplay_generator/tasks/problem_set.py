@@ -6,8 +6,8 @@ from typing import Final, Generic
 
 from groupreplay_generator.tasks.base import AnswerT, Problem, Split, split_of
 
-_DRAWS_PER_PROBLEM: Final = 1000
-"""A task that asks for more problems than it has would draw for ever; this many draws for each says so instead."""
+_BARREN_DRAWS: Final = 10_000
+"""Whoever asks for more problems than there are would wait for ever; so many draws without a new one end it."""
 
 
 class ProblemSet(Generic[AnswerT]):
@@ -66,10 +66,13 @@ def _draw_split(
     # Seeded by a string: hashed with SHA-512, so neighbouring seeds and the two splits share no stretch of numbers.
     rng = random.Random(f"{split}/{seed}")
     problems: dict[str, Problem[AnswerT]] = {}
-    for _ in range(count * _DRAWS_PER_PROBLEM):
+    barren = 0
+    while barren < _BARREN_DRAWS:
         problem = draw(rng)
-        if split_of(problem.prompt_id) == split:
-            problems.setdefault(problem.prompt_id, problem)
+        barren += 1
+        if split_of(problem.prompt_id) == split and problem.prompt_id not in problems:
+            problems[problem.prompt_id] = problem
+            barren = 0
         if len(problems) == count:
             return tuple(problems.values())
     raise ValueError(f"found only {len(problems)} of the {count} different problems asked for in {split!r}")

@@ -3,12 +3,13 @@
 Each row is one rollout: its prompt, its response, padding on the right. Everything about a token stands at that token's
 own column, so behaviour_logprobs_BT[b, t] belongs to token_ids_BT[b, t].
 
-Shape legend: B rollouts of all groups in the batch's order, T tokens of the longest row, N rows selected.
+Shape legend: B rollouts of all groups in the batch's order, T tokens of the longest row, N rows selected; G groups, and
+H, W, C of the image of one.
 """
 # ruff: noqa: N815 - tensor shapes as suffixes
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
 
@@ -45,6 +46,8 @@ class TrainingBatch:
         staleness_B: int64, policy versions between the group's oldest token and the draw.
         lengths_B: int64, tokens of prompt and response.
         response_lengths_B: int64, tokens of the response, those left out by the loss mask included.
+        images_GHWC: uint8, the column `image` of every group; empty where the groups have none. One for each group of
+            the whole batch, also after `select`; `row_images` gives one for each row.
     """
 
     token_ids_BT: Tensor
@@ -58,6 +61,7 @@ class TrainingBatch:
     staleness_B: Tensor
     lengths_B: Tensor
     response_lengths_B: Tensor
+    images_GHWC: Tensor = field(default_factory=lambda: torch.empty((0, 0, 0, 0), dtype=torch.uint8))
 
     def __len__(self) -> int:
         """Return B, the number of rollouts."""
@@ -67,6 +71,10 @@ class TrainingBatch:
     def trained_tokens(self) -> int:
         """Number of tokens in the response mask."""
         return int(self.response_mask_BT.sum())
+
+    def row_images(self) -> Tensor | None:
+        """Return images_BHWC, the image that stands before each row's prompt; None where there are none."""
+        return self.images_GHWC[self.group_index_B] if self.images_GHWC.numel() else None
 
     def select(self, rows_N: Tensor) -> Self:
         """Return the given rows (int64, at least one) in this order, no wider than the longest of them."""
@@ -83,6 +91,7 @@ class TrainingBatch:
             staleness_B=self.staleness_B[rows_N],
             lengths_B=self.lengths_B[rows_N],
             response_lengths_B=self.response_lengths_B[rows_N],
+            images_GHWC=self.images_GHWC,
         )
 
 
@@ -92,6 +101,7 @@ def collate(
     pad_token_id: int,
     estimator: AdvantageEstimator = AdvantageEstimator.GRPO,
     max_tokens: int | None = None,
+    vocab_size: int | None = None,
 ) -> TrainingBatch:
     """Return the rollouts of all groups of a batch, in its order, as one right-padded batch.
 
@@ -100,13 +110,17 @@ def collate(
         pad_token_id: what padding holds; nothing reads it.
         estimator: how rewards become advantages.
         max_tokens: what the model takes of prompt and response together; None = any.
+        vocab_size: token ids are below this; None = any.
 
     Raises:
         ValueError: the batch is empty, a group has no prompt token (nothing would predict the first response token),
-            or a rollout is longer than max_tokens.
+            a rollout is longer than max_tokens, or a token id is not below vocab_size; or some groups have an image and
+            others none, or of another shape.
     """
     if not batch.groups:
         raise ValueError(f"batch {batch.lease_id} has no groups; there is nothing to collate")
+    for item in batch.groups:
+        _check_vocabulary(item, vocab_size)
     rows = [row for index, delivered in enumerate(batch.groups) for row in _rows(delivered, index, max_tokens)]
     shape = (len(rows), max(len(row.token_ids) for row in rows))
     token_ids_BT = np.full(shape, pad_token_id, np.int64)
@@ -135,6 +149,7 @@ def collate(
         staleness_B=torch.tensor([item.staleness for item in delivered])[group_index_B],
         lengths_B=torch.tensor([len(row.token_ids) for row in rows]),
         response_lengths_B=torch.tensor([len(row.behaviour_logprobs) for row in rows]),
+        images_GHWC=_images(batch),
     )
 
 
@@ -161,17 +176,42 @@ def split_minibatches(
     return [rows_B[torch.isin(unit_B, piece)] for piece in torch.tensor_split(shuffled, min(count, len(units)))]
 
 
-def split_microbatches(rows_N: Tensor, lengths_B: Tensor, *, max_rollouts: int) -> list[Tensor]:
-    """Return the given rows in pieces of at most `max_rollouts`, longest first, so that like lengths pad like lengths.
+def split_microbatches(
+    rows_N: Tensor,
+    lengths_B: Tensor,
+    *,
+    tokens_at_once: int,
+    packed: bool = False,
+    max_rollouts: int | None = None,
+) -> list[Tensor]:
+    """Return the given rows in pieces that fit into memory, longest first, so that like lengths pad like lengths.
+
+    Args:
+        rows_N: int64, rows of the batch.
+        lengths_B: int64, tokens of each row of the batch.
+        tokens_at_once: tokens of a piece, padding included. A single row that is longer is a piece of its own.
+        packed: rows are not padded, so that a piece has as many tokens as its rows.
+        max_rollouts: rows of a piece; None = any.
 
     Raises:
-        ValueError: max_rollouts is below 1.
+        ValueError: tokens_at_once or max_rollouts is below 1.
     """
-    if max_rollouts < 1:
-        raise ValueError(f"max_rollouts {max_rollouts} is below 1; a microbatch has at least one rollout")
+    for name, limit in (("tokens_at_once", tokens_at_once), ("max_rollouts", max_rollouts)):
+        if limit is not None and limit < 1:
+            raise ValueError(f"{name} {limit} is below 1; a microbatch has at least one rollout")
     # Longest first: what does not fit into memory fails at once, not at the end of the step.
     by_length_N = rows_N[torch.argsort(lengths_B[rows_N], descending=True, stable=True)]
-    return list(torch.split(by_length_N, max_rollouts))
+    sizes: list[int] = []
+    width = tokens = 0
+    for length in lengths_B[by_length_N].tolist():
+        full = sizes and sizes[-1] == max_rollouts
+        # The first row of a piece is its longest, and what the others are padded to.
+        if not sizes or full or tokens + (length if packed else width) > tokens_at_once:
+            sizes.append(0)
+            width, tokens = length, 0
+        sizes[-1] += 1
+        tokens += length if packed else width
+    return list(torch.split(by_length_N, sizes)) if sizes else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -182,6 +222,31 @@ class _Row:
     token_ids: npt.NDArray[np.int32]
     behaviour_logprobs: npt.NDArray[np.float32]
     loss_mask: npt.NDArray[np.bool_]
+
+
+def _images(batch: Batch) -> Tensor:
+    columns = [delivered.group.columns.get("image") for delivered in batch.groups]
+    images = [column for column in columns if column is not None]
+    if not images:
+        return torch.empty((0, 0, 0, 0), dtype=torch.uint8)
+    if len(images) < len(columns) or len({(image.dtype, image.shape) for image in images}) > 1:
+        shapes = sorted({"none" if column is None else f"{column.dtype} {column.shape}" for column in columns})
+        raise ValueError(
+            f"the groups of batch {batch.lease_id} have images of different kinds ({', '.join(shapes)}); those of one "
+            "batch must be alike, so keep groups with other images in another table"
+        )
+    return torch.from_numpy(np.stack(images))
+
+
+def _check_vocabulary(delivered: DeliveredGroup, vocab_size: int | None) -> None:
+    group = delivered.group
+    for what, token_ids in (("prompt", group.prompt_token_ids), ("response", group.response_token_ids)):
+        highest = int(token_ids.max(initial=0))
+        if vocab_size is not None and highest >= vocab_size:
+            raise ValueError(
+                f"group {group.group_id} has the token id {highest} in a {what}; the model's vocabulary has "
+                f"{vocab_size}, so ids below that. The generator must use the tokenizer of the model that is trained"
+            )
 
 
 def _rows(delivered: DeliveredGroup, group_index: int, max_tokens: int | None) -> Sequence[_Row]:
