@@ -28,7 +28,7 @@ demo: $(VENV)/demo-installed ## run the whole loop on this machine: a table and 
 	@$(BIN)/groupreplay demo $(ARGS)
 
 test: $(VENV)/dev-installed ## run all tests, on a real Redis; ARGS="-k name" passes options to pytest
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 4 $(ARGS)
 
 test-long: $(VENV)/dev-installed ## run the tests that take minutes: whole demos
 	$(BIN)/pytest -m minutes $(ARGS)
