@@ -42,9 +42,8 @@ local function describe_group(id, fact, header)
 end
 
 -- Ids after a position, the position of each, and that of the next page; '' = there is none.
-local function sorted_page(index, high, low)
+local function sorted_page(flat)
   local ids, positions = {}, {}
-  local flat = redis.call('ZRANGE', index, high, low, 'BYSCORE', 'REV', 'LIMIT', 0, PAGE, 'WITHSCORES')
   for i = 1, #flat, 2 do
     ids[#ids + 1], positions[#positions + 1] = flat[i], flat[i + 1]
   end
@@ -69,10 +68,12 @@ local function read_page(position)
   if place == 'leased' then
     return hashed_page(position == '' and '0' or position)
   elseif place == 'fresh' then
-    return sorted_page(fresh, position == '' and '+inf' or '(' .. position, '-inf')
+    local high = position == '' and '+inf' or '(' .. position
+    return sorted_page(redis.call('ZRANGE', fresh, high, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, PAGE, 'WITHSCORES'))
   end
   local high = position == '' and string.format('%.0f', (newest + 1) * OF_VERSION) or position
-  return sorted_page(recency, '(' .. high, string.format('%.0f', oldest * OF_VERSION))
+  local low = string.format('%.0f', oldest * OF_VERSION)
+  return sorted_page(redis.call('ZRANGE', recency, '(' .. high, low, 'BYSCORE', 'REV', 'LIMIT', 0, PAGE, 'WITHSCORES'))
 end
 
 local found, bytes, looked, position = {}, 0, 0, after
