@@ -14,7 +14,7 @@ from groupreplay.errors import InvalidRequestError
 from groupreplay.table_config import Durability
 from groupreplay.types import GroupState, InsertOutcome
 from groupreplay_server.store.connection import open_redis
-from groupreplay_server.store.durability import waits_truly
+from groupreplay.server_info import waits_truly
 from groupreplay_server.store.redis_store import RedisStore
 
 BINARIES = redis_binaries()

@@ -8,8 +8,9 @@ from groupreplay.v1 import replay_service_pb2 as pb
 
 _STATE_OF = {number: state for state, number in STATES.items()}
 _REDIS_FIELDS = (
-    "address", "software", "version", "clock_ahead_ms", "ping_p50_ms", "ping_p99_ms", "appendonly", "appendfsync",
+    "address", "software", "version", "ping_p50_ms", "ping_p99_ms", "appendonly", "appendfsync",
     "writes_ok", "maxmemory_policy", "maxmemory_bytes", "used_memory_bytes", "replicas", "certificate_ends_ms",
+    "says_all",
 )  # fmt: skip
 _SERVER_FIELDS = (
     "version", "time_ms", "started_at_ms", "redis_url", "embedded_redis", "disk_free_bytes", "disk_total_bytes",
@@ -66,7 +67,10 @@ def listed_from_proto(message: pb.ListedGroup) -> ListedGroup:
 def server_info_to_proto(info: ServerInfo) -> pb.GetServerInfoResponse:
     """Return the message of what a service runs on."""
     return pb.GetServerInfoResponse(
-        redis=[pb.RedisServer(**{name: getattr(server, name) for name in _REDIS_FIELDS}) for server in info.redis],
+        redis=[
+            pb.RedisServer(**{name: getattr(server, name) for name in (*_REDIS_FIELDS, "clock_ahead_ms")})
+            for server in info.redis
+        ],
         **{name: getattr(info, name) for name in _SERVER_FIELDS},
     )
 
@@ -74,6 +78,12 @@ def server_info_to_proto(info: ServerInfo) -> pb.GetServerInfoResponse:
 def server_info_from_proto(message: pb.GetServerInfoResponse) -> ServerInfo:
     """Return what a service runs on."""
     return ServerInfo(
-        redis=tuple(RedisServer(**{name: getattr(server, name) for name in _REDIS_FIELDS}) for server in message.redis),
+        redis=tuple(
+            RedisServer(
+                clock_ahead_ms=server.clock_ahead_ms if server.HasField("clock_ahead_ms") else None,
+                **{name: getattr(server, name) for name in _REDIS_FIELDS},
+            )
+            for server in message.redis
+        ),
         **{name: getattr(message, name) for name in _SERVER_FIELDS},
     )

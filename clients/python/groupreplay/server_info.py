@@ -7,15 +7,15 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisServer:
-    """What a Redis server says of itself. Managed ones keep some of it to themselves: empty = unknown."""
+    """What a Redis server says of itself. Empty = it keeps that to itself, as managed ones do."""
 
     address: str
     """host:port, or the path of a socket."""
     software: str
     """redis or valkey."""
     version: str
-    clock_ahead_ms: float
-    """Its wall clock minus that of who asked it, give or take half a round trip."""
+    clock_ahead_ms: float | None
+    """Its wall clock minus that of who asked it, give or take half a round trip; None = unknown."""
     ping_p50_ms: float
     ping_p99_ms: float
     appendonly: str
@@ -32,6 +32,13 @@ class RedisServer:
     """Connected ones."""
     certificate_ends_ms: int
     """Unix milliseconds; 0 = no TLS."""
+    says_all: bool = True
+    """Whether it lets us read INFO; where not, writes_ok, memory and replicas are unknown."""
+
+    @property
+    def waits_for_disk(self) -> bool:
+        """Whether an append-only file that is synced every second is enough for durability `aof`."""
+        return waits_truly(self.software, self.version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +67,14 @@ def redis_server_from_info(
     config: Mapping[str, str],
     *,
     address: str,
-    clock_ahead_ms: float,
+    clock_ahead_ms: float | None,
     ping_ms: Sequence[float],
     certificate_ends_ms: int = 0,
 ) -> RedisServer:
     """Return what Redis says of itself.
 
     Args:
-        info: fields of INFO; Redis and Valkey leave out what they do not know.
+        info: fields of INFO; where it is refused, server_name and redis_version of HELLO.
         config: fields of CONFIG GET, or none where it is refused.
         ping_ms: round trips, at least one.
     """
@@ -90,4 +97,15 @@ def redis_server_from_info(
         used_memory_bytes=int(info.get("used_memory", 0)),
         replicas=int(info.get("connected_slaves", 0)),
         certificate_ends_ms=certificate_ends_ms,
+        says_all="used_memory" in info,
     )
+
+
+def waits_truly(software: str, version: str) -> bool:
+    """Return whether WAITAOF of this server waits for the disk under appendfsync everysec too.
+
+    Redis 7.4 and Valkey answer at once for what was written less than a second after the last sync
+    (github.com/redis/redis/pull/13793); Valkey 9.1 acknowledges thousands of writes with none of them on disk.
+    """
+    major, minor = (int(number) for number in version.split(".")[:2])
+    return software == "redis" and ((7, 2) <= (major, minor) < (7, 4) or major >= 8)

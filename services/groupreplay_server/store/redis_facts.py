@@ -23,18 +23,34 @@ async def read_redis_servers(redis: Backend) -> tuple[RedisServer, ...]:
 
 
 async def _read_server(node: Node) -> RedisServer:
-    ping_ms = [await _ping_ms(node) for _ in range(PINGS)]
-    asked_ms = time.time() * 1000
-    seconds, microseconds = await node.execute("TIME")
-    half_way_ms = (asked_ms + time.time() * 1000) / 2
     return redis_server_from_info(
-        await node.execute("INFO"),
+        await _info(node),
         await _append_settings(node),
         address=_address(node.client),
-        clock_ahead_ms=int(seconds) * 1000 + int(microseconds) / 1000 - half_way_ms,
-        ping_ms=ping_ms,
+        ping_ms=[await _ping_ms(node) for _ in range(PINGS)],
+        clock_ahead_ms=await _clock_ahead_ms(node),
         certificate_ends_ms=await _certificate_ends_ms(node.client),
     )
+
+
+async def _info(node: Node) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = await node.execute("INFO")
+    except ResponseError:  # a dangerous command to ACLs, though it only reads
+        hello = await node.execute("HELLO")
+        about = dict(zip(hello[::2], hello[1::2], strict=True))
+        return {"server_name": about[b"server"].decode(), "redis_version": about[b"version"].decode()}
+    return found
+
+
+async def _clock_ahead_ms(node: Node) -> float | None:
+    asked_ms = time.time() * 1000
+    try:
+        seconds, microseconds = await node.execute("TIME")
+    except ResponseError:
+        return None
+    half_way_ms = (asked_ms + time.time() * 1000) / 2
+    return int(seconds) * 1000 + int(microseconds) / 1000 - half_way_ms
 
 
 async def _ping_ms(node: Node) -> float:

@@ -2504,7 +2504,7 @@ Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
 
 @_typing.final
 class RedisServer(_message.Message):
-    """What a Redis server says of itself. Managed ones keep some of it to themselves: empty and absent = unknown."""
+    """What a Redis server says of itself. Empty and absent = it keeps that to itself, as managed ones do."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2522,6 +2522,7 @@ class RedisServer(_message.Message):
     USED_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     CERTIFICATE_ENDS_MS_FIELD_NUMBER: _builtins.int
+    SAYS_ALL_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """host:port, or the path of a socket."""
     software: _builtins.str
@@ -2545,13 +2546,15 @@ class RedisServer(_message.Message):
     """Replicas that are connected."""
     certificate_ends_ms: _builtins.int
     """When its certificate ends, milliseconds since the Unix epoch; 0 = no TLS."""
+    says_all: _builtins.bool
+    """Whether it lets us read INFO; where not, writes_ok, memory and replicas are unknown."""
     def __init__(
         self,
         *,
         address: _builtins.str = ...,
         software: _builtins.str = ...,
         version: _builtins.str = ...,
-        clock_ahead_ms: _builtins.float = ...,
+        clock_ahead_ms: _builtins.float | None = ...,
         ping_p50_ms: _builtins.float = ...,
         ping_p99_ms: _builtins.float = ...,
         appendonly: _builtins.str = ...,
@@ -2562,11 +2565,14 @@ class RedisServer(_message.Message):
         used_memory_bytes: _builtins.int = ...,
         replicas: _builtins.int = ...,
         certificate_ends_ms: _builtins.int = ...,
+        says_all: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_ahead_ms", b"_clock_ahead_ms", "clock_ahead_ms", b"clock_ahead_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "appendfsync", b"appendfsync", "appendonly", b"appendonly", "certificate_ends_ms", b"certificate_ends_ms", "clock_ahead_ms", b"clock_ahead_ms", "maxmemory_bytes", b"maxmemory_bytes", "maxmemory_policy", b"maxmemory_policy", "ping_p50_ms", b"ping_p50_ms", "ping_p99_ms", b"ping_p99_ms", "replicas", b"replicas", "software", b"software", "used_memory_bytes", b"used_memory_bytes", "version", b"version", "writes_ok", b"writes_ok"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_ahead_ms", b"_clock_ahead_ms", "address", b"address", "appendfsync", b"appendfsync", "appendonly", b"appendonly", "certificate_ends_ms", b"certificate_ends_ms", "clock_ahead_ms", b"clock_ahead_ms", "maxmemory_bytes", b"maxmemory_bytes", "maxmemory_policy", b"maxmemory_policy", "ping_p50_ms", b"ping_p50_ms", "ping_p99_ms", b"ping_p99_ms", "replicas", b"replicas", "says_all", b"says_all", "software", b"software", "used_memory_bytes", b"used_memory_bytes", "version", b"version", "writes_ok", b"writes_ok"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__clock_ahead_ms: _TypeAlias = _typing.Literal["clock_ahead_ms"]  # noqa: Y015
+    _WhichOneofArgType__clock_ahead_ms: _TypeAlias = _typing.Literal["_clock_ahead_ms", b"_clock_ahead_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_ahead_ms) -> _WhichOneofReturnType__clock_ahead_ms | None: ...
 
 Global___RedisServer: _TypeAlias = RedisServer  # noqa: Y015
