@@ -80,13 +80,9 @@ def settings_page() -> str:
 
 def _described_fields(settings: type[Any]) -> Iterator[tuple[str, str, str]]:
     """Yield name, default and docstring of each field."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(settings))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    meanings = {}
-    for statement, following in zip(body.body, body.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
-            assert isinstance(statement.target, ast.Name)
-            meanings[statement.target.id] = " ".join(ast.literal_eval(following.value).split())
+    meanings: dict[str, str] = {}
+    for owner in reversed([base for base in settings.__mro__ if is_dataclass(base)]):
+        meanings |= _own_meanings(owner)
     types = get_type_hints(settings)
     for field in fields(settings):
         if is_dataclass(types[field.name]):
@@ -95,6 +91,18 @@ def _described_fields(settings: type[Any]) -> Iterator[tuple[str, str, str]]:
             continue
         default = "" if field.default is MISSING or field.default in (None, "") else f"`{field.default}`"
         yield field.name, default, meanings[field.name].replace("|", "\\|")
+
+
+def _own_meanings(settings: type[Any]) -> dict[str, str]:
+    """Return the docstrings of the fields that a class has itself."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(settings))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    meanings = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+            assert isinstance(statement.target, ast.Name)
+            meanings[statement.target.id] = " ".join(ast.literal_eval(following.value).split())
+    return meanings
 
 
 _METRICS_HEAD = f"""# Metrics of the trainer

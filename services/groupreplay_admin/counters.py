@@ -1,22 +1,22 @@
-"""What the counters of a table count; docs/reference/counters.md says the same."""
+"""What the counters of a table count; docs/reference/counters.md says more."""
 
 MEANINGS = {
     "inserted": "groups accepted",
-    "inserted_effective": "the same, by whether the rewards differ",
-    "inserted_ineffective": "the same, by whether the rewards differ",
+    "inserted_effective": "of these, whose rewards differ",
+    "inserted_ineffective": "of these, whose rewards are all alike",
     "duplicate": "inserts of an id that is, or was, in the table; nothing changed",
     "refused_<reason>": "groups refused: stale_policy_version, future_policy_version, group_too_large, "
     "table_full, quota_exceeded, rate_limited",
     "batches": "batches handed out",
     "samples": "samples handed out",
     "consumed": "fresh groups taken for batches, ineffective ones included",
-    "delivered_fresh": "groups handed out, by where they came from",
-    "delivered_replay": "groups handed out, by where they came from",
+    "delivered_fresh": "fresh groups handed out",
+    "delivered_replay": "replay groups handed out",
     "shortfall": "slots of batches and samples that stayed empty",
     "redelivered": "deliveries of fresh groups that had been handed out before and came back",
-    "leases_committed": "leases, by how they ended; a rewind and a reset release them",
-    "leases_released": "leases, by how they ended; a rewind and a reset release them",
-    "leases_expired": "leases, by how they ended; a rewind and a reset release them",
+    "leases_committed": "leases that ended with a commit",
+    "leases_released": "leases that were given back; a rewind and a reset release them too",
+    "leases_expired": "leases that ended at their deadline, without a commit",
     "returned": "fresh groups that came back with a released or expired lease",
     "gone_ineffective": "left for want of reward variance: at the commit of their batch, or at once "
     "under fill rule sample",

@@ -53,7 +53,7 @@ def print_group(group: ShownGroup, *, full: bool) -> None:
     for line in _about(group):
         out.print(line)
     out.print(Text(f"\nprompt ({group.prompt_length} tokens)", style="bold"))
-    out.print(Padding(Text(_words(group.prompt_text, group.prompt_token_ids, full)), (0, 0, 0, 2)))
+    out.print(Padding(Text(_words(group.prompt_text, group.prompt_token_ids, full)), (0, 0, 0, 2), expand=False))
     low, high = min(it.reward for it in group.rollouts), max(it.reward for it in group.rollouts)
     for index, rollout in enumerate(group.rollouts):
         out.print()
@@ -62,7 +62,8 @@ def print_group(group: ShownGroup, *, full: bool) -> None:
             + Text(f"reward {rollout.reward:.4g}", style=reward_style(rollout.reward, low, high))
             + Text(f"  {_figures(rollout)}", style="dim")
         )
-        out.print(Padding(Text(_words(rollout.text, rollout.token_ids, full)), (0, 0, 0, 2)))
+        if rollout.token_ids is not None:
+            out.print(Padding(Text(_words(rollout.text, rollout.token_ids, full)), (0, 0, 0, 2), expand=False))
 
 
 def _about(group: ShownGroup) -> Iterator[Text]:

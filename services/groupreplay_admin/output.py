@@ -1,6 +1,7 @@
 """What commands print: text for people, on which nothing that others wrote can play tricks, or JSON for programs."""
 
 import json
+import os
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ def clean(text: str) -> str:
 def console() -> Console:
     """Return where people read; as wide as it must be where no terminal says how wide it is."""
     made = Console(highlight=False, markup=False, emoji=False)
-    if not made.is_terminal:
+    if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = 200
     return made
 

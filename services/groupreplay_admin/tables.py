@@ -77,7 +77,7 @@ def _show(table: Table) -> None:
     out = console()
     out.print(Text(f"{table.run}/{table.table}", style="bold"))
     out.print(
-        f"{table.fresh} fresh ({table.fresh_effective} effective), {table.leased} leased in {table.leases} leases, "
+        f"{table.fresh} fresh ({table.fresh_effective} effective), {table.leased} leased ({table.leases} leases), "
         f"{table.replay} in replay{_replay_versions(table)}"
     )
     out.print(
@@ -86,9 +86,9 @@ def _show(table: Table) -> None:
     )
     meanings = config_meanings()
     _section("configuration", ((name, value, meanings[name]) for name, value in _config_values(table.config)))
-    _section("counters", ((name, str(value), meaning_of(name)) for name, value in table.counters.items()))
+    _section("counters", ((name, str(value), meaning_of(name)) for name, value in sorted(table.counters.items())))
     if table.task_counters:
-        _section("by task", ((name, str(value), "") for name, value in table.task_counters.items()))
+        _section("by task", ((name, str(value), "") for name, value in sorted(table.task_counters.items())))
 
 
 def _section(title: str, rows: Iterator[tuple[str, str, str]]) -> None:

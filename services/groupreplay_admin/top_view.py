@@ -37,7 +37,7 @@ class View:
     selected: int = 0
     """Row of the table whose details are shown."""
     keys: str = ""
-    """What the keys do; empty where there are none."""
+    """What the keys do; empty where there are none, and the details of all tables are shown."""
 
 
 def frame(seen: Look, recent: Recent, view: View, *, lines: int) -> RenderableType:
@@ -56,7 +56,8 @@ def frame(seen: Look, recent: Recent, view: View, *, lines: int) -> RenderableTy
         parts.append(_tables(shown, selected - first, recent))
         if len(ordered) > len(shown):
             parts.append(Text(f"{len(ordered) - len(shown)} more tables", style="dim"))
-        parts += _details(ordered[selected], seen, room=lines - len(shown) - 6)
+        for it in [ordered[selected]] if view.keys else ordered:
+            parts += _details(it, seen, room=lines - len(shown) - 6)
     return Group(*parts)
 
 

@@ -142,6 +142,9 @@ def main() -> None:
     except InvalidRequestError as error:
         print(f"groupreplay {name}: {error}; `groupreplay {name} --help` lists the settings", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read what it printed has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at the end would fail too
+        sys.exit(1)
     except (GroupReplayError, OSError) as error:
         if name not in COMMANDS or COMMANDS[name].extra not in _ADMIN_EXTRAS:
             raise
