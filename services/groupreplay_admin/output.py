@@ -1,11 +1,13 @@
 """What commands print: text for people, on which nothing that others wrote can play tricks, or JSON for programs."""
 
 import json
-import os
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from rich.console import Console
+
+_UNBROKEN = 10_000
+"""Columns of what is no terminal: lines for other programs are not to be broken."""
 
 
 def to_json(value: Any, *, indent: int | None = 2) -> str:
@@ -23,10 +25,10 @@ def clean(text: str) -> str:
 
 
 def console() -> Console:
-    """Return where people read; as wide as it must be where no terminal says how wide it is."""
+    """Return where people read; lines are as long as they are where that is no terminal."""
     made = Console(highlight=False, markup=False, emoji=False)
-    if not made.is_terminal and "COLUMNS" not in os.environ:
-        made.width = 200
+    if not made.is_terminal:
+        made.width = _UNBROKEN
     return made
 
 

@@ -101,7 +101,7 @@ def _print_frame(client: Client, settings: TopSettings, out: Console) -> int:
     seen = next(looks)
     if not seen.error:
         seen = next(looks)  # rates need two
-    out.print(frame(seen, recent, View(server=settings.server), lines=_ONCE_LINES))
+    out.print(frame(seen, recent, View(server=settings.server), columns=out.width, lines=_ONCE_LINES))
     return Status.FAILED if seen.error else Status.DONE
 
 
@@ -125,14 +125,14 @@ def _watch(client: Client, settings: TopSettings, out: Console) -> int:
         while True:
             next_s = time.monotonic() + settings.interval_s
             seen = _look(client, settings, recent)
-            live.update(frame(seen, recent, view, lines=out.height), refresh=True)
+            live.update(frame(seen, recent, view, columns=out.width, lines=out.height), refresh=True)
             while (left_s := next_s - time.monotonic()) > 0:
                 key = _read_key(keyboard, left_s)
                 if key == "q":
                     return Status.DONE
                 if key:
                     view = _after_key(view, key, tables=len(seen.diagnoses))
-                    live.update(frame(seen, recent, view, lines=out.height), refresh=True)
+                    live.update(frame(seen, recent, view, columns=out.width, lines=out.height), refresh=True)
 
 
 def _after_key(view: View, key: str, *, tables: int) -> View:

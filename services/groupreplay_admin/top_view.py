@@ -17,6 +17,8 @@ _SEVERITY = {Severity.PROBLEM: "bold red", Severity.WARNING: "yellow", Severity.
 _HEALTH = {ProducerHealth.DEAD: "bold red", ProducerHealth.SLOW: "yellow", ProducerHealth.ALIVE: "green"}
 _WORST_FIRST = list(_HEALTH)
 _HEADINGS = ("ver", "fresh", "replay", "lease", "bytes", "eff", "in/s", "out/s", "refil", "short", "stale")
+_FIGURES = 66
+"""Columns that the figures of a table take."""
 
 
 class Order(StrEnum):
@@ -40,8 +42,8 @@ class View:
     """What the keys do; empty where there are none, and the details of all tables are shown."""
 
 
-def frame(seen: Look, recent: Recent, view: View, *, lines: int) -> RenderableType:
-    """Return a frame that is made for so many lines."""
+def frame(seen: Look, recent: Recent, view: View, *, columns: int, lines: int) -> RenderableType:
+    """Return a frame that is made for so many columns and lines."""
     ordered = sort_tables(seen.diagnoses, recent, view.order)
     parts: list[RenderableType] = [_head(seen, view)]
     if seen.error:
@@ -53,11 +55,11 @@ def frame(seen: Look, recent: Recent, view: View, *, lines: int) -> RenderableTy
         most = max(3, lines // 3)
         first = max(0, min(selected - most // 2, len(ordered) - most))
         shown = ordered[first : first + most]
-        parts.append(_tables(shown, selected - first, recent))
+        parts.append(_tables(shown, selected - first, recent, columns))
         if len(ordered) > len(shown):
             parts.append(Text(f"{len(ordered) - len(shown)} more tables", style="dim"))
         for it in [ordered[selected]] if view.keys else ordered:
-            parts += _details(it, seen, room=lines - len(shown) - 6)
+            parts += _details(it, seen, columns, room=lines - len(shown) - 6)
     return Group(*parts)
 
 
@@ -85,14 +87,18 @@ def _head(seen: Look, view: View) -> Text:
     return head.append(f"  {view.keys}, by {view.order.value}" if view.keys else "", style="not bold dim")
 
 
-def _grid(first: str) -> Grid:
-    grid = Grid(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    grid.add_column(first, no_wrap=True, overflow="ellipsis")
-    return grid
+def _grid() -> Grid:
+    return Grid(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
 
 
-def _tables(shown: Sequence[Diagnosis], selected: int, recent: Recent) -> Grid:
-    grid = _grid("table")
+def _add_names(grid: Grid, heading: str, most: int) -> None:
+    """Add a column whose long values are cut, or figures beside it would be."""
+    grid.add_column(heading, no_wrap=True, overflow="ellipsis", max_width=max(len(heading), most))
+
+
+def _tables(shown: Sequence[Diagnosis], selected: int, recent: Recent, columns: int) -> Grid:
+    grid = _grid()
+    _add_names(grid, "table", columns - _FIGURES)
     for heading in _HEADINGS:
         grid.add_column(heading, justify="right", no_wrap=True)
     for index, it in enumerate(shown):
@@ -126,16 +132,16 @@ def _staleness(it: Diagnosis) -> str:
     return short(now - oldest) if newest == oldest else f"{short(now - newest)}-{short(now - oldest)}"
 
 
-def _details(it: Diagnosis, seen: Look, *, room: int) -> Iterator[RenderableType]:
+def _details(it: Diagnosis, seen: Look, columns: int, *, room: int) -> Iterator[RenderableType]:
     policy = next((each for each in seen.policies if each.run == it.table.run), None)
     yield Text("")
     yield _title(it, policy, seen.time_ms)
     for finding in it.findings[: max(3, room // 4)]:
         yield _finding(finding)
     producers = sorted(it.producers, key=lambda each: (_WORST_FIRST.index(each.health), each.producer_id))
-    yield _producers(producers, seen.time_ms, most=max(2, room // 4))
+    yield _producers(producers, seen.time_ms, columns, most=max(2, room // 4))
     leases = sorted(it.leases, key=lambda each: each.deadline_ms)
-    yield _leases(leases, seen.time_ms, most=max(2, room // 4))
+    yield _leases(leases, seen.time_ms, columns, most=max(2, room // 4))
 
 
 def _title(it: Diagnosis, policy: Policy | None, time_ms: int) -> Text:
@@ -154,14 +160,15 @@ def _finding(found: Finding) -> Text:
     return Text(f"{found.severity.value:<8}", style=_SEVERITY[found.severity]).append(clean(found.text), style="none")
 
 
-def _producers(found: Sequence[Producer], time_ms: int, *, most: int) -> RenderableType:
+def _producers(found: Sequence[Producer], time_ms: int, columns: int, *, most: int) -> RenderableType:
     if not found:
         return Text("producers: none", style="dim")
-    grid = _grid(f"producer ({len(found)})")
+    grid = _grid()
+    _add_names(grid, f"producer ({len(found)})", columns // 3)
     grid.add_column("pulse", no_wrap=True)
     for heading in ("heard", "groups", "eff", "refused"):
         grid.add_column(heading, justify="right", no_wrap=True)
-    grid.add_column("says", no_wrap=True, overflow="ellipsis")
+    _add_names(grid, "says", columns - columns // 3 - 34)
     for it in found[:most]:
         effective = _share(it.effective / it.inserted if it.inserted else None)
         heard = age((time_ms - it.last_seen_ms) / 1000)
@@ -171,11 +178,12 @@ def _producers(found: Sequence[Producer], time_ms: int, *, most: int) -> Rendera
     return grid
 
 
-def _leases(found: Sequence[Lease], time_ms: int, *, most: int) -> RenderableType:
+def _leases(found: Sequence[Lease], time_ms: int, columns: int, *, most: int) -> RenderableType:
     if not found:
         return Text("leases: none", style="dim")
-    grid = _grid(f"lease ({len(found)})")
-    grid.add_column("holder", no_wrap=True, overflow="ellipsis")
+    grid = _grid()
+    _add_names(grid, f"lease ({len(found)})", columns // 3)
+    _add_names(grid, "holder", columns // 3)
     for heading in ("groups", "fresh", "ends in"):
         grid.add_column(heading, justify="right", no_wrap=True)
     for it in found[:most]:
