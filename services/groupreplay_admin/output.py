@@ -38,7 +38,9 @@ def short(number: float) -> str:
         if number >= 0.9995 * size:
             scaled = number / size
             return f"{scaled:.1f}{unit}" if scaled < 99.95 else f"{scaled:.0f}{unit}"
-    return f"{number:.0f}" if number >= 99.5 or number == int(number) else f"{number:.3g}"
+    if number >= 99.5 or number == int(number):
+        return f"{number:.0f}"
+    return f"{number:.3g}" if number >= 1 else f"{number:.2f}"
 
 
 def age(seconds: float) -> str:

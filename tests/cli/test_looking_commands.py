@@ -211,7 +211,7 @@ def test_a_watched_policy_is_printed_at_each_change(where: list[str], sync_clien
 
 @pytest.mark.parametrize(
     ("number", "shown"),
-    [(0, "0"), (7, "7"), (0.25, "0.25"), (1.0 / 3, "0.333"), (999, "999"), (1000, "1.0k"), (99_949, "99.9k"),
+    [(0, "0"), (7, "7"), (0.25, "0.25"), (1.0 / 3, "0.33"), (999, "999"), (1000, "1.0k"), (99_949, "99.9k"),
      (123_456, "123k"), (999_600, "1.0M"), (4.5e9, "4.5G")],
 )  # fmt: skip
 def test_numbers_fit_narrow_columns(number: float, shown: str) -> None:
