@@ -19,7 +19,7 @@ from groupreplay_admin.counters import MEANINGS
 from groupreplay_admin.output import age, short
 
 pytestmark = IN_PROCESS
-NAMES = {"run": "math", "table": "train"}
+NAMES: dict[str, Any] = {"run": "math", "table": "train"}
 
 
 @pytest.fixture

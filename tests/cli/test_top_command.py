@@ -23,7 +23,7 @@ from groupreplay import Client, Policy, TableConfig
 from groupreplay_admin.observing import pace_between
 
 pytestmark = IN_PROCESS
-NAMES = {"run": "math", "table": "train"}
+NAMES: dict[str, Any] = {"run": "math", "table": "train"}
 COLUMNS, LINES = 80, 24
 CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
@@ -120,7 +120,8 @@ def test_a_terminal_shows_tables_producers_and_leases_in_80_columns(served: Serv
         assert row.split()[:5] == ["math/train", "2", "1", "2", "1"]
         assert row.split()[-1] == "2"
         assert "policy version 2" in first
-        details = shown.until("says") if not shown.press("\x1b[B") else ""
+        shown.press("\x1b[B")
+        details = shown.until("says")
         assert "problem" in details
         assert re.search(r"gpu-1 +alive +\ds +2 +100% +0 +samples prompt 812", details)
         assert re.search(r"step-2 +trainer-0 +1 +1 +\d+m", details)
@@ -183,9 +184,8 @@ def test_a_service_that_is_not_there_is_status_1(command: Run) -> None:
     ended = command("top", "--server", "127.0.0.1:1", "--timeout-s", "0.3")
     assert ended.status == 1
     assert "no answer from 127.0.0.1:1" in ended.output
-    assert json.loads(command("top", "--once", "--json", "--server", "127.0.0.1:1", "--timeout-s", "0.3").output)[
-        "error"
-    ]
+    line = command("top", "--once", "--json", "--server", "127.0.0.1:1", "--timeout-s", "0.3").output
+    assert json.loads(line)["error"]
     assert command("top", "--interval-s", "0").status == 2
 
 

@@ -9,7 +9,6 @@ from unchanged import unchanged
 
 from groupreplay import FinishReason, GroupFeedback, GroupState, InvalidRequestError, ListedGroup, UnknownTableError
 from groupreplay.v1 import replay_service_pb2 as pb
-from groupreplay.v1.replay_service_pb2_grpc import ReplayServiceStub
 
 
 async def pages(table: TableUser, **options: Any) -> list[list[ListedGroup]]:
@@ -164,7 +163,7 @@ async def test_large_headers_make_small_pages(make_table: MakeTable) -> None:
     assert [len(page) for page in found] == [11, 11, 2]
 
 
-async def test_bad_requests_for_a_listing_are_refused(make_table: MakeTable, stub: ReplayServiceStub) -> None:
+async def test_bad_requests_for_a_listing_are_refused(make_table: MakeTable) -> None:
     """Each with its own words."""
     table = await in_all_places(make_table)
     with pytest.raises(InvalidRequestError, match="limit 1001 is not in 1 to 1000"):
@@ -178,8 +177,13 @@ async def test_bad_requests_for_a_listing_are_refused(make_table: MakeTable, stu
             await table.client.list_groups(cursor=cursor, states=[GroupState.FRESH], **table.names)
     with pytest.raises(UnknownTableError):
         await table.client.list_groups(run=table.run, table="other")
-    refused = await stub.ListGroups(pb.ListGroupsRequest(**table.names))
-    assert len(refused.groups) == 6
+
+
+async def test_a_request_without_limit_and_filters_lists_what_there_is(make_table: MakeTable, stub: Any) -> None:
+    """As REST clients and others that leave out what they do not need send it."""
+    table = await in_all_places(make_table)
+    response = await stub.ListGroups(pb.ListGroupsRequest(**table.names))
+    assert (len(response.groups), response.next_cursor) == (6, "")
 
 
 async def test_a_table_says_which_versions_its_replay_has(make_table: MakeTable) -> None:
