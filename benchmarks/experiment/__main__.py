@@ -1,9 +1,11 @@
 """`make experiment`: run what is missing, then write the tables and the pictures."""
 
 import argparse
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 
@@ -12,11 +14,14 @@ from experiment.plan import LEARNING_RATES, TASKS, Plan
 from experiment.report import write_report
 from experiment.results import read_results
 from experiment.runner import Runner
+from groupreplay_demo.children import INTERRUPTS
 
 
 def main() -> int:
     """Run the experiment from the command line."""
     arguments = parse_arguments()
+    for number in INTERRUPTS:
+        signal.signal(number, _interrupt)
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     runner = Runner(folder=arguments.folder, workers=arguments.workers, console=console)
     try:
@@ -29,6 +34,10 @@ def main() -> int:
         return 1
     write_report(results, arguments.folder, console)
     return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from rich.console import Console
@@ -79,7 +79,10 @@ class Runner:
                         f"{result.rollouts:,} rollouts, {result.seconds:.0f} s"
                     )
             except BaseException:
+                # Runs that are under way are worth nothing half done.
                 pool.shutdown(wait=False, cancel_futures=True)
+                for worker in active_children():
+                    worker.terminate()
                 raise
 
     def _pool(self) -> ProcessPoolExecutor:

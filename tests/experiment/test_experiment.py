@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from processes import plain_environment
+from processes import plain_environment, wait_until
 
 from experiment.analysis import Interval, rows_of
 from experiment.arms import ARMS, EXTRA, MAIN
@@ -124,9 +124,7 @@ def test_an_experiment_runs_and_goes_on_where_it_was(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiment", "--folder", str(tmp_path), "--tasks", "addition", "--no-extra"]
     command += ["--arms", "grpo", "popo", "--rates", "1e-4", "--seeds", "1", "--steps", "2", "--workers", "1"]
     environment = plain_environment() | {"PYTHONPATH": os.pathsep.join(["benchmarks", *sys.path[1:]])}
-    (tmp_path / "checkpoints").mkdir()
-    builtin = ROOT / "services/groupreplay_tinylm/checkpoints/addition.safetensors"
-    (tmp_path / "checkpoints" / "addition.safetensors").write_bytes(builtin.read_bytes())  # spares warm-starting one
+    _spare_the_warm_start(tmp_path)
     for done in (0, 4):
         ran = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
@@ -147,3 +145,40 @@ def test_an_experiment_runs_and_goes_on_where_it_was(tmp_path: Path) -> None:
     assert (tmp_path / "addition.png").stat().st_size > 10_000
     assert "| popo | 2 |" in (tmp_path / "results.md").read_text()
     assert not any((tmp_path / "work").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@pytest.mark.timeout(300)
+def test_an_experiment_that_is_told_to_stop_leaves_no_process(tmp_path: Path) -> None:
+    """SIGTERM in the middle of a run ends its workers, the service and its Redis; the status says so."""
+    _spare_the_warm_start(tmp_path)
+    command = [sys.executable, "-m", "experiment", "--folder", str(tmp_path), "--quick", "--steps", "1000"]
+    environment = plain_environment() | {"PYTHONPATH": os.pathsep.join(["benchmarks", *sys.path[1:]])}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    wait_until(lambda: any(tmp_path.glob("work/*/train.jsonl")), "a run has begun", timeout_s=120)
+    assert len(_processes_of(process.pid, tmp_path)) >= 4  # the experiment, two workers, the service
+    process.terminate()
+    assert process.wait(60) == 130
+    wait_until(lambda: not _processes_of(process.pid, tmp_path), "all processes have ended")
+
+
+def _spare_the_warm_start(folder: Path) -> None:
+    """Put the checkpoint that comes with the package where the second one would be made."""
+    (folder / "checkpoints").mkdir()
+    builtin = ROOT / "services/groupreplay_tinylm/checkpoints/addition.safetensors"
+    (folder / "checkpoints" / "addition.safetensors").write_bytes(builtin.read_bytes())
+
+
+def _processes_of(session: int, folder: Path) -> list[int]:
+    """Return the processes of a session, and those whose command names the folder."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            in_session = int(status.read_text().rpartition(")")[2].split()[3]) == session
+            command = (status.parent / "cmdline").read_bytes()
+        except OSError:
+            continue  # it ended meanwhile
+        if command and (in_session or str(folder).encode() in command):
+            found.append(int(status.parent.name))
+    return found
