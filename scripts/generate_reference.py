@@ -1,4 +1,4 @@
-"""Write errors, metrics and settings of docs/reference from the code; --check fails when the committed pages differ."""
+"""Write generated pages of docs/reference from the code; --check fails when the committed pages differ."""
 
 import argparse
 import ast
@@ -11,7 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
-from groupreplay.errors import ERRORS, GroupReplayError
+from groupreplay import Diagnosis, ListedGroup, Policy, Table
+from groupreplay.errors import ERRORS
+from groupreplay_admin.checks import Check
+from groupreplay_admin.observing import Pace
+from groupreplay_admin.statuses import Status
+from groupreplay_admin.whole_group import ShownGroup, ShownRollout
 from groupreplay_cli import COMMANDS, variable_of
 from groupreplay_trainer.alarms import ALARMS
 from groupreplay_trainer.metrics import ALARM, MEASURES, PREFIX, UNDONE, Measure
@@ -39,7 +44,7 @@ def errors_page() -> str:
     return "\n".join([_ERRORS_HEAD, *rows, ""])
 
 
-def _first_line(cls: type[GroupReplayError]) -> str:
+def _first_line(cls: type[Any]) -> str:
     return (cls.__doc__ or "").splitlines()[0]
 
 
@@ -80,13 +85,9 @@ def settings_page() -> str:
 
 def _described_fields(settings: type[Any]) -> Iterator[tuple[str, str, str]]:
     """Yield name, default and docstring of each field."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(settings))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    meanings = {}
-    for statement, following in zip(body.body, body.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
-            assert isinstance(statement.target, ast.Name)
-            meanings[statement.target.id] = " ".join(ast.literal_eval(following.value).split())
+    meanings: dict[str, str] = {}
+    for owner in reversed([base for base in settings.__mro__ if is_dataclass(base)]):
+        meanings |= _own_meanings(owner)
     types = get_type_hints(settings)
     for field in fields(settings):
         if is_dataclass(types[field.name]):
@@ -95,6 +96,19 @@ def _described_fields(settings: type[Any]) -> Iterator[tuple[str, str, str]]:
             continue
         default = "" if field.default is MISSING or field.default in (None, "") else f"`{field.default}`"
         yield field.name, default, meanings[field.name].replace("|", "\\|")
+
+
+def _own_meanings(settings: type[Any]) -> dict[str, str]:
+    """Return the docstrings of the fields that a class has itself."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(settings))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    meanings = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign | ast.Assign) and isinstance(following, ast.Expr):
+            target = statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
+            assert isinstance(target, ast.Name)
+            meanings[target.id] = " ".join(ast.literal_eval(following.value).split())
+    return meanings
 
 
 _METRICS_HEAD = f"""# Metrics of the trainer
@@ -131,12 +145,80 @@ def _metric_row(measure: Measure) -> str:
     return f"| {name} | {measure.kind.value} | {key} | {tag} | {measure.meaning} |"
 
 
+_COMMANDS_HEAD = """# Command line
+
+`groupreplay COMMAND --help` says the same of one command. Every flag is in [settings](settings.md), with its
+variable. Commands that look at a service, and take and change nothing, are `top`, `tables`, `groups`, `diagnose`,
+`policy`, `doctor`.
+
+| command | does | extra |
+|---|---|---|"""
+
+_STATUSES_HEAD = """| status | means |
+|---|---|"""
+
+_COMPLETION = """## Completion
+
+`groupreplay completion bash` (or `zsh`, `fish`) prints a script that completes commands, flags and their choices. For
+this session: `source <(groupreplay completion bash)`. For all: put what it prints into
+`~/.local/share/bash-completion/completions/groupreplay`, into a folder of zsh's `$fpath` as `_groupreplay`, or into
+`~/.config/fish/completions/groupreplay.fish`.
+"""
+
+_JSON_HEAD = """## JSON
+
+`--json` prints these to standard output, for programs. A field that is renamed or removed is in the changelog; new
+ones may come. Times are Unix milliseconds, an absent value is `null`. What went wrong is said on standard error, and
+by the status.
+
+- `tables` prints a list of tables, `tables RUN TABLE` one table.
+- `groups` prints `groups`, a list of listed groups, and `next_cursor`, for `--cursor`; empty = that was all. `groups
+  show` prints a shown group.
+- `diagnose` prints a diagnosis, `policy` a policy version, `doctor` a list of checks; `policy watch` prints one
+  policy version a line.
+- `snapshot` and `restore` print `file` and `table`, the table as it was kept or made; `export` prints `file` and
+  `rollouts`.
+- `top` prints a line for each look: `time_ms`; `error`, why the service could not be asked, or empty; `policies`;
+  `tables`. Each of those has fields of a table, `ready`, `findings` and `producers` of a diagnosis, `held` (its
+  leases), and `recent`, the pace of the last minute.
+"""
+_JSON = {
+    "A table": Table,
+    "A listed group": ListedGroup,
+    "A shown group": ShownGroup,
+    "A response of a shown group": ShownRollout,
+    "A diagnosis": Diagnosis,
+    "A policy version": Policy,
+    "A check": Check,
+    "A pace": Pace,
+}
+
+
+def command_page() -> str:
+    """Return the page of all commands, their statuses and what they print for programs."""
+    lines = [_COMMANDS_HEAD]
+    lines += [f"| `{name}` | {command.summary} | `{command.extra}` |" for name, command in COMMANDS.items()]
+    meanings = _own_meanings(Status)
+    lines += ["| `completion` | Print a script that completes commands and flags in a shell. | `admin` |", ""]
+    lines += ["## Exit status", "", _STATUSES_HEAD, *(f"| {it.value} | {meanings[it.name]} |" for it in Status), ""]
+    lines += [_COMPLETION, _JSON_HEAD]
+    for title, cls in _JSON.items():
+        lines += [f"### {title}", "", f"{_first_line(cls)}", "", "| field | meaning |", "|---|---|"]
+        own = _own_meanings(cls)
+        lines += [
+            f"| `{field.name}` | {own.get(field.name, '').replace('|', chr(92) + '|')} |" for field in fields(cls)
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Write, or compare with what is committed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page differs")
     args = parser.parse_args()
     pages = {
+        FOLDER / "command-line.md": command_page(),
         FOLDER / "errors.md": errors_page(),
         FOLDER / "metrics.md": metrics_page(),
         FOLDER / "settings.md": settings_page(),

@@ -26,4 +26,9 @@ async def _state(table: TableUser) -> Table:
 
 def _keys(table: TableUser) -> dict[bytes, Any]:
     others = {table.key("counters").encode(), table.key("tasks").encode(), SWEEPER.encode()}
-    return {key: table.redis.dump(key) for key in table.redis.scan_iter() if key not in others}
+    return {key: _value(table, key) for key in table.redis.scan_iter() if key not in others}
+
+
+def _value(table: TableUser, key: bytes) -> Any:
+    """Return what is under a key; a look into a hash that has just grown changes the order of its dump."""
+    return table.redis.hgetall(key) if table.redis.type(key) == b"hash" else table.redis.dump(key)

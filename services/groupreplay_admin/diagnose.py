@@ -1,31 +1,29 @@
 """`groupreplay diagnose`: why a batch is, or is not, ready."""
 
-import json
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from cyclopts import Parameter
 
-from groupreplay import Client, Diagnosis, GroupReplayError, ProducerHealth, Severity
+from groupreplay import Diagnosis, ProducerHealth, Severity
 from groupreplay.groups import check_name, now_ms
+from groupreplay_admin.connection import ServiceSettings, open_client
+from groupreplay_admin.output import clean, to_json
+from groupreplay_admin.statuses import Status
 
-NOT_READY = 3
 _MARKS = {Severity.PROBLEM: "PROBLEM", Severity.WARNING: "warning", Severity.INFO: "ok"}
 _PRODUCERS_SHOWN = 20
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DiagnoseSettings:
+class DiagnoseSettings(ServiceSettings):
     """Which batch to look for.
 
     Raises:
         InvalidRequestError: a name has characters that the service refuses.
     """
 
-    server: str = "127.0.0.1:50051"
-    """Address of the replay service, host:port."""
     run: str = "default"
     """Training run."""
     table: str = "rollouts"
@@ -34,8 +32,6 @@ class DiagnoseSettings:
     """Groups in the batch to look for; that of the trainer."""
     json: bool = False
     """Print everything as one JSON object, for programs."""
-    timeout_s: float = 10.0
-    """Seconds to wait for the service."""
 
     def __post_init__(self) -> None:
         for name in ("run", "table"):
@@ -52,14 +48,10 @@ def diagnose(settings: DiagnoseSettings = _DEFAULTS) -> int:
     and who holds them. Takes nothing and changes nothing. Exits with 0 when a batch is ready, 3 when not, 1 when the
     service cannot be asked.
     """
-    try:
-        with Client(settings.server, timeout_s=settings.timeout_s) as client:
-            found = client.diagnose(run=settings.run, table=settings.table, batch_size=settings.batch_size)
-    except GroupReplayError as error:
-        print(f"groupreplay diagnose: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(asdict(found), indent=2) if settings.json else "\n".join(lines_of(found, now_ms())))
-    return 0 if found.ready else NOT_READY
+    with open_client(settings) as client:
+        found = client.diagnose(run=settings.run, table=settings.table, batch_size=settings.batch_size)
+    print(to_json(found) if settings.json else clean("\n".join(lines_of(found, now_ms()))))
+    return Status.DONE if found.ready else Status.NOT_READY
 
 
 def lines_of(found: Diagnosis, time_ms: int) -> Iterator[str]:

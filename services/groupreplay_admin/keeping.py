@@ -1,14 +1,15 @@
 """`groupreplay snapshot` and `groupreplay restore`: a table to a file and back."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from groupreplay import Client, GroupReplayError, Table
+from groupreplay import Table
 from groupreplay.groups import check_name
+from groupreplay_admin.connection import ServiceSettings, open_client
+from groupreplay_admin.output import to_json
 from groupreplay_admin.progress import ProgressLine, size
 
 CONNECT_S = 10.0
@@ -17,20 +18,20 @@ CONNECT_S = 10.0
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotSettings:
+class SnapshotSettings(ServiceSettings):
     """Where from and where to."""
 
     output: Path
     """File to write. It appears when it is whole, and replaces what was there."""
-    server: str = "127.0.0.1:50051"
-    """Address of the replay service, host:port."""
     timeout_s: float = 3600.0
     """Seconds after which to give up."""
+    json: bool = False
+    """Print what was made as one JSON object, for programs."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RestoreSettings:
+class RestoreSettings(ServiceSettings):
     """Where to, and under which name.
 
     Raises:
@@ -41,10 +42,10 @@ class RestoreSettings:
     """Run of the new table. Default: that of the snapshot. A new run begins with the snapshot's policy clock."""
     table: str | None = None
     """Name of the new table. Default: that of the snapshot."""
-    server: str = "127.0.0.1:50051"
-    """Address of the replay service, host:port."""
     timeout_s: float = 3600.0
     """Seconds after which to give up."""
+    json: bool = False
+    """Print what was made as one JSON object, for programs."""
 
     def __post_init__(self) -> None:
         for name in ("run", "table"):
@@ -69,15 +70,12 @@ def snapshot(run: Annotated[str, ARGUMENT], table: Annotated[str, ARGUMENT], /, 
     table
         Table of the run.
     """
-    try:
-        with Client(settings.server, timeout_s=CONNECT_S) as client, ProgressLine(f"{run}/{table}") as progress:
-            kept = client.snapshot(
-                run=run, table=table, path=settings.output, timeout_s=settings.timeout_s, progress=progress
-            )
-    except (GroupReplayError, OSError) as error:
-        print(f"groupreplay snapshot: {error}", file=sys.stderr)
-        return 1
-    print(f"{settings.output}: {describe(kept)}")
+    with open_client(settings, timeout_s=CONNECT_S) as client, ProgressLine(f"{run}/{table}") as progress:
+        kept = client.snapshot(
+            run=run, table=table, path=settings.output, timeout_s=settings.timeout_s, progress=progress
+        )
+    made = {"file": settings.output, "table": kept}
+    print(to_json(made) if settings.json else f"{settings.output}: {describe(kept)}")
     return 0
 
 
@@ -92,15 +90,11 @@ def restore(file: Annotated[Path, ARGUMENT], /, *, settings: RestoreSettings = _
     file
         File that `groupreplay snapshot` wrote.
     """
-    try:
-        with Client(settings.server, timeout_s=CONNECT_S) as client, ProgressLine(str(file)) as progress:
-            made = client.restore(
-                file, run=settings.run, table=settings.table, timeout_s=settings.timeout_s, progress=progress
-            )
-    except (GroupReplayError, OSError) as error:
-        print(f"groupreplay restore: {error}", file=sys.stderr)
-        return 1
-    print(f"{made.run}/{made.table}: {describe(made)}")
+    with open_client(settings, timeout_s=CONNECT_S) as client, ProgressLine(str(file)) as progress:
+        made = client.restore(
+            file, run=settings.run, table=settings.table, timeout_s=settings.timeout_s, progress=progress
+        )
+    print(to_json({"file": file, "table": made}) if settings.json else f"{made.run}/{made.table}: {describe(made)}")
     return 0
 
 

@@ -9,9 +9,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
-from groupreplay import InvalidRequestError, __version__
+from groupreplay import GroupReplayError, InvalidRequestError, __version__
 
 PREFIX = "GROUPREPLAY_"
+_ADMIN_EXTRAS = ("admin", "export")
+"""Of commands that leave it to main() to say why the service could not do what they asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,41 @@ COMMANDS = {
         "generator",
         "Measure the policies of a run on held-out problems.",
     ),
+    "top": Command(
+        "groupreplay_admin.top:top",
+        "groupreplay_admin.top:TopSettings",
+        "admin",
+        "Watch runs and tables live.",
+    ),
+    "tables": Command(
+        "groupreplay_admin.tables:tables",
+        "groupreplay_admin.tables:TablesSettings",
+        "admin",
+        "List tables, or show all of one.",
+    ),
+    "groups": Command(
+        "groupreplay_admin.groups:groups",
+        "groupreplay_admin.groups:GroupsSettings",
+        "admin",
+        "List the groups of a table, or show one with its responses.",
+    ),
     "diagnose": Command(
         "groupreplay_admin.diagnose:diagnose",
         "groupreplay_admin.diagnose:DiagnoseSettings",
         "admin",
         "Say why a batch is, or is not, ready.",
+    ),
+    "policy": Command(
+        "groupreplay_admin.policy:policy",
+        "groupreplay_admin.policy:PolicySettings",
+        "admin",
+        "Show or watch the policy version of a run.",
+    ),
+    "doctor": Command(
+        "groupreplay_admin.doctor:doctor",
+        "groupreplay_admin.doctor:DoctorSettings",
+        "admin",
+        "Check service, Redis, clocks and disk, and say what to mend.",
     ),
     "snapshot": Command(
         "groupreplay_admin.keeping:snapshot",
@@ -83,9 +115,9 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Run the command line; exit with 2 for a wrong call, 1 for what went wrong, 0 otherwise."""
+    """Run the command line; exit with 2 for a wrong call, 1 for what failed, else with what it returns."""
     try:
-        from cyclopts import App, config  # noqa: PLC0415  the SDK alone does not bring it
+        from cyclopts import App, CycloptsError, config  # noqa: PLC0415  the SDK alone does not bring it
     except ImportError:
         sys.exit(
             "groupreplay: the command line needs more than the SDK; pip install 'groupreplay[demo]' brings all of it"
@@ -103,10 +135,21 @@ def main() -> None:
             # The summary spares importing all commands to list them; the one that is called has its own words.
             own_words = {} if command_name == name else {"help": command.summary}
             app.command(command.function, name=command_name, **own_words)
-        sys.exit(app(words))
+        app.command("groupreplay_cli.completion:completion", name="completion")
+        sys.exit(app(words, exit_on_error=False))
+    except CycloptsError:  # it has said what is wrong
+        sys.exit(2)
     except InvalidRequestError as error:
         print(f"groupreplay {name}: {error}; `groupreplay {name} --help` lists the settings", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read what it printed has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at the end would fail too
+        sys.exit(1)
+    except (GroupReplayError, OSError) as error:
+        if name not in COMMANDS or COMMANDS[name].extra not in _ADMIN_EXTRAS:
+            raise
+        print(f"groupreplay {name}: {error}", file=sys.stderr)
+        sys.exit(1)
     except ImportError as error:
         extra = COMMANDS[name].extra if name in COMMANDS else "demo"
         sys.exit(f"groupreplay {name}: {error}; pip install 'groupreplay[{extra}]'")

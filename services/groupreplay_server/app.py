@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from groupreplay_server.about import About
 from groupreplay_server.api.grpc_api import GrpcApi, GrpcServer
 from groupreplay_server.api.http_api import HttpServer, make_app
 from groupreplay_server.api.metrics import Metrics
@@ -67,7 +68,13 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         listener = await stack.enter_async_context(open_redis(redis_url, access=access, reply_timeout_s=None))
         store = RedisStore(redis)
         wakeups, janitor, readiness, metrics = WakeUps(), Janitor(store), Readiness(store), Metrics()
-        service = ReplayService(store, wakeups, janitor)
+        about = About(
+            store,
+            redis_url=read_address(redis_url).shown,
+            data_dir=None if settings.redis_url else settings.data_dir,
+            min_replicas=settings.durability_min_replicas,
+        )
+        service = ReplayService(store, wakeups, janitor, about)
         closer = Closer(store, service.partial_groups, wakeups)
         grpc_server = GrpcServer(GrpcApi(service, metrics))
         http_server = HttpServer(make_app(service, readiness, metrics))

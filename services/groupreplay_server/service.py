@@ -14,12 +14,14 @@ from groupreplay.groups import MAX_POLICY_VERSION, check_name, now_ms
 from groupreplay.parts import AssembledGroup
 from groupreplay.table_config import FIXED_FIELDS, Durability, TableConfig
 from groupreplay.types import Diagnosis, GroupFeedback, GroupState, InsertOutcome, InsertResult, Policy, Quota, Table
+from groupreplay_server.about import About
 from groupreplay_server.batches import Batches
 from groupreplay_server.diagnosis import diagnose
 from groupreplay_server.headers import read_group
 from groupreplay_server.janitor import Janitor
 from groupreplay_server.keeping import Keeping
 from groupreplay_server.limits import MAX_BATCH_SIZE, MAX_GROUP_IDS, MAX_WAIT_S, check_names, check_range
+from groupreplay_server.listing import Listing
 from groupreplay_server.partial_groups import PartialGroups
 from groupreplay_server.store.records import LeasedBatch, LoggedStep, ReadGroup
 from groupreplay_server.store.redis_store import RedisStore
@@ -33,8 +35,10 @@ CONFIG_CACHE_S = 5.0
 class ReplayService:
     """Everything the service does, over one store. Stateless but for caches: any replica serves any call."""
 
-    def __init__(self, store: RedisStore, wakeups: WakeUps, janitor: Janitor) -> None:
+    def __init__(self, store: RedisStore, wakeups: WakeUps, janitor: Janitor, about: About) -> None:
         self.batches = Batches(store, wakeups, janitor)
+        self.about = about
+        self.listing = Listing(store.listing)
         self.keeping = Keeping(store, self.batches, janitor)
         self.partial_groups = PartialGroups(store, janitor, self.table_config)
         self._store = store

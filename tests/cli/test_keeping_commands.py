@@ -1,55 +1,22 @@
 """`groupreplay snapshot`, `restore` and `export`."""
 
-import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from cli.in_process import IN_PROCESS, Run
 from processes import ServerProcess, free_port, plain_environment
 from samples import effective, ineffective, make_group
 
 from groupreplay import Client, FinishReason, GroupFeedback, RolloutGroup, TableConfig
 from groupreplay_admin import parquet
 from groupreplay_admin.progress import ProgressLine, size
-from groupreplay_cli import main
 
-# The command line is what the test sets as sys.argv.
-pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a command ended."""
-
-    status: int
-    output: str
-    errors: str
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `groupreplay` in this process."""
-    for name in set(os.environ) - plain_environment().keys():
-        monkeypatch.delenv(name)
-
-    def run(*arguments: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["groupreplay", *map(str, arguments)])
-        with pytest.raises(SystemExit) as raised:
-            main()
-        captured = capsys.readouterr()
-        code = raised.value.code
-        return Ended(code if isinstance(code, int) else 1, captured.out, captured.err + str(code))
-
-    return run
+pytestmark = IN_PROCESS
 
 
 def groups() -> list[RolloutGroup]:

@@ -14,6 +14,7 @@ from redis_groups import TcpRedis, redis_cluster, running, sentinel_group, serve
 from store_user import incoming
 
 from groupreplay.errors import StoreUnavailableError
+from groupreplay.groups import now_ms
 from groupreplay.table_config import TableConfig
 from groupreplay_server.store.address import RedisAccess
 from groupreplay_server.store.connection import open_redis
@@ -108,6 +109,11 @@ async def test_the_service_works_over_tls_with_the_user_that_the_documentation_s
         await store.commit_lease("run", "train", lease_id="lease", step=1)
         await store.collect_garbage("run", "train")
         assert await store.list_tables() == [("run", "train")]
+        for server in await store.redis_servers():
+            assert server.says_all
+            assert server.clock_ahead_ms is not None
+            assert server.appendfsync
+            assert server.certificate_ends_ms > now_ms()
     await connections_are_closed()
 
 

@@ -32,6 +32,7 @@ from groupreplay.errors import (
 )
 from groupreplay.groups import FinishReason, Rollout, RolloutGroup
 from groupreplay.merge import merge_groups
+from groupreplay.server_info import RedisServer, ServerInfo
 from groupreplay.snapshot_file import SnapshotFile, SnapshotFileError, SnapshotGroup
 from groupreplay.table_config import (
     Durability,
@@ -53,12 +54,14 @@ from groupreplay.types import (
     Finding,
     GroupFeedback,
     GroupOutline,
+    GroupPage,
     GroupSource,
     GroupState,
     InsertOutcome,
     InsertResult,
     Lease,
     Lineage,
+    ListedGroup,
     Policy,
     Producer,
     ProducerHealth,
@@ -92,6 +95,7 @@ __all__ = [
     "GroupClosedError",
     "GroupFeedback",
     "GroupOutline",
+    "GroupPage",
     "GroupReplayError",
     "GroupSource",
     "GroupState",
@@ -104,6 +108,7 @@ __all__ = [
     "Lease",
     "LeaseExpiredError",
     "Lineage",
+    "ListedGroup",
     "PayloadLostError",
     "Policy",
     "PolicyVersionConflictError",
@@ -116,11 +121,13 @@ __all__ = [
     "QuotaExceededError",
     "RateLimit",
     "RateLimitedError",
+    "RedisServer",
     "Remover",
     "Rollout",
     "RolloutGroup",
     "RolloutPiece",
     "Sampler",
+    "ServerInfo",
     "ServiceUnavailableError",
     "Severity",
     "ShuttingDownError",

@@ -10,11 +10,12 @@ from typing import Any, Self, TypeVar
 import grpc
 import grpc.aio
 
-from groupreplay import convert, convert_diagnosis, convert_pieces, convert_tables
+from groupreplay import convert, convert_diagnosis, convert_listing, convert_pieces, convert_tables
 from groupreplay.errors import GroupReplayError, InternalError, QuotaExceededError
 from groupreplay.groups import RolloutGroup
 from groupreplay.parts import MESSAGE_BYTES, AssembledGroup, PartAssembler, pack_parts, split_group
 from groupreplay.retry import Attempts, error_from_rpc
+from groupreplay.server_info import ServerInfo
 from groupreplay.snapshot_file import Progress, SnapshotFile, SnapshotWriter
 from groupreplay.table_config import TableConfig
 from groupreplay.types import (
@@ -25,6 +26,7 @@ from groupreplay.types import (
     Diagnosis,
     GroupFeedback,
     GroupOutline,
+    GroupPage,
     GroupState,
     InsertOutcome,
     InsertResult,
@@ -138,6 +140,46 @@ class AsyncClient:
             except grpc.RpcError as failure:
                 pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
             await asyncio.sleep(pause_s)
+
+    async def list_groups(
+        self,
+        *,
+        run: str,
+        table: str,
+        states: Sequence[GroupState] = (),
+        task: str | None = None,
+        prompt_id: str = "",
+        effective: bool | None = None,
+        policy_version_from: int | None = None,
+        policy_version_to: int | None = None,
+        limit: int = 100,
+        cursor: str = "",
+    ) -> GroupPage:
+        """Return a page of groups without their payloads, and without taking them.
+
+        Fresh groups come first, latest arrival first; then leased ones, in no order; then replay, newest policy version
+        first. A page may hold few groups, or none, and not be the last: go on with its next_cursor until that is empty.
+
+        Args:
+            states: fresh, leased, replay; none = all three.
+            task, prompt_id, effective: only such groups; a task "" is that of groups that name none.
+            policy_version_from, policy_version_to: range of the groups' oldest policy version, which staleness goes by.
+            limit: groups in the page, 1 to 1000.
+            cursor: next_cursor of the page before, with all else as it was then.
+        """
+        request = pb.ListGroupsRequest(
+            run=run,
+            table=table,
+            states=[convert.STATES[state] for state in states],
+            task=task,
+            prompt_id=prompt_id,
+            effective=effective,
+            policy_version_from=policy_version_from,
+            policy_version_to=policy_version_to,
+            limit=limit,
+            cursor=cursor,
+        )
+        return convert_listing.page_from_proto(await self._unary(self._stub.ListGroups, request))
 
     async def delete_groups(self, group_ids: Sequence[str], *, run: str, table: str) -> int:
         """Remove groups; return how many left. Those in a lease as fresh stay, since somebody trains on them."""
@@ -554,6 +596,12 @@ class AsyncClient:
             except grpc.RpcError as failure:
                 pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
             await asyncio.sleep(pause_s)
+
+    async def server_info(self) -> ServerInfo:
+        """Say what the service runs on: its version and clock, and of its Redis what an operator may want to change."""
+        return convert_listing.server_info_from_proto(
+            await self._unary(self._stub.GetServerInfo, pb.GetServerInfoRequest())
+        )
 
     # Quotas
 

@@ -144,10 +144,7 @@ def group_from_wire(header: group_pb2.GroupHeader, payload: bytes) -> RolloutGro
         policy_version_max=header.policy_version_max,
         loss_mask=decode_mask(name, runs, sum(header.response_lengths)) if runs is not None else None,
         version_spans=arrays.get(layout.SPANS),
-        finish_reasons=tuple(
-            meaning_of(_FINISH_REASON_OF, reason, f"group {name}: finish reason", InvalidGroupError)
-            for reason in header.finish_reasons
-        ),
+        finish_reasons=finish_reasons_from_proto(header),
         task=header.task,
         producer_id=header.producer_id,
         created_at_ms=header.created_at_ms,
@@ -157,6 +154,16 @@ def group_from_wire(header: group_pb2.GroupHeader, payload: bytes) -> RolloutGro
         columns={column: array for column, array in arrays.items() if column not in layout.RESERVED},
         priority=header.priority if header.HasField("priority") else None,
     )
+
+
+def finish_reasons_from_proto(header: group_pb2.GroupHeader) -> tuple[FinishReason, ...]:
+    """Return why each response of a group ended.
+
+    Raises:
+        InvalidGroupError: for a reason that this version does not know.
+    """
+    what = f"group {header.group_id}: finish reason"
+    return tuple(meaning_of(_FINISH_REASON_OF, it, what, InvalidGroupError) for it in header.finish_reasons)
 
 
 def delivered_from_wire(header: group_pb2.GroupHeader, delivery: group_pb2.Delivery, payload: bytes) -> DeliveredGroup:

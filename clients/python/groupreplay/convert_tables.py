@@ -1,6 +1,6 @@
 """Protocol messages <-> the dataclasses of tables, policies and quotas; convert.py has groups and batches."""
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from groupreplay.convert import meaning_of
 from groupreplay.errors import InvalidRequestError
@@ -91,6 +91,10 @@ _TABLE_FIELDS = (
     "run", "table", "fresh", "fresh_effective", "replay", "leased", "leases", "payload_bytes", "policy_version",
     "last_insert_ms", "missing",
 )  # fmt: skip
+_VERSION_FIELDS: tuple[Literal["replay_version_min", "replay_version_max"], ...] = (
+    "replay_version_min",
+    "replay_version_max",
+)
 
 
 def table_to_proto(table: Table) -> table_pb2.Table:
@@ -99,7 +103,7 @@ def table_to_proto(table: Table) -> table_pb2.Table:
         config=config_to_proto(table.config),
         counters=table.counters,
         task_counters=table.task_counters,
-        **{name: getattr(table, name) for name in _TABLE_FIELDS},
+        **{name: getattr(table, name) for name in (*_TABLE_FIELDS, *_VERSION_FIELDS)},
     )
 
 
@@ -110,6 +114,7 @@ def table_from_proto(message: table_pb2.Table) -> Table:
         counters=dict(message.counters),
         task_counters=dict(message.task_counters),
         **{name: getattr(message, name) for name in _TABLE_FIELDS},
+        **{name: getattr(message, name) for name in _VERSION_FIELDS if message.HasField(name)},
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from groupreplay.errors import GroupReplayError, InvalidRequestError
-from groupreplay.groups import RolloutGroup, check_name
+from groupreplay.groups import FinishReason, RolloutGroup, check_name
 from groupreplay.table_config import Durability, TableConfig
 
 MAX_GROUP_SIZE = 4096
@@ -370,6 +370,61 @@ class StoredGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ListedGroup:
+    """A group as list_groups lists it: as it is now, without its payload."""
+
+    group_id: str
+    prompt_id: str
+    task: str
+    producer_id: str
+    state: GroupState
+    """Fresh, leased or replay."""
+    effective: bool
+    """Whether its rewards differ by more than the table's min_reward_std."""
+    policy_version_min: int
+    policy_version_max: int
+    staleness: int
+    """Current policy version minus the group's oldest."""
+    times_sampled: int
+    """Deliveries that were not given back."""
+    redeliveries: int
+    """Times it was handed out and came back uncommitted."""
+    rewards: tuple[float, ...]
+    """[G]"""
+    response_lengths: tuple[int, ...]
+    """[G] tokens of each response."""
+    finish_reasons: tuple[FinishReason, ...]
+    """[G], or empty where the producer does not know."""
+    prompt_length: int
+    """Tokens of the prompt."""
+    payload_bytes: int
+    """0 = the table keeps no payload of it."""
+    created_at_ms: int
+    """When the rollouts were scored, in Unix milliseconds; 0 = unknown."""
+    inserted_at_ms: int
+    """Unix milliseconds."""
+    priority: float
+    """As a caller set it last, else as the table's PrioritySource gives it."""
+    kl: float | None
+    """As fed back; None = not yet."""
+    ess: float | None
+    """As fed back; None = not yet."""
+    lease_id: str
+    """Who has it, where it is leased."""
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPage:
+    """A page of list_groups."""
+
+    groups: tuple[ListedGroup, ...]
+    """Fewer than asked for, even none, where few of the groups that were looked at are wanted."""
+    next_cursor: str
+    """Where the next page begins; empty = this was the last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
     """What all tables of a run may hold together, and what they do hold."""
 
@@ -407,3 +462,7 @@ class Table:
     """Monotonic counts; docs/reference/counters.md lists them."""
     task_counters: Mapping[str, int] = field(default_factory=dict)
     """Counts by task, `event:task`: inserted_*, refused_* and gone_*."""
+    replay_version_min: int | None = None
+    """Oldest policy version of a replay group; None where replay is empty."""
+    replay_version_max: int | None = None
+    """Policy version of the newest replay group, which staleness goes by."""

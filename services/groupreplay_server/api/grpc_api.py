@@ -11,11 +11,12 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from groupreplay import convert, convert_diagnosis, convert_pieces, convert_tables
+from groupreplay import convert, convert_diagnosis, convert_listing, convert_pieces, convert_tables
 from groupreplay.errors import GroupReplayError, InternalError, InvalidRequestError, StoreUnavailableError
 from groupreplay.groups import check_name
 from groupreplay.parts import AssembledGroup, PartAssembler
 from groupreplay.v1 import replay_service_pb2 as pb
+from groupreplay_server.api.listing import group_filter, listed_group
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.snapshots import read_groups, read_header, serialize_snapshot
 from groupreplay_server.api.wire import (
@@ -27,6 +28,7 @@ from groupreplay_server.api.wire import (
     serialize_read_groups,
 )
 from groupreplay_server.batches import DEFAULT_ADMISSION_S, DEFAULT_LEASE_S
+from groupreplay_server.listing import DEFAULT_LISTED
 from groupreplay_server.pieces import ArrivedPiece, PieceAssembler
 from groupreplay_server.service import ReplayService
 from groupreplay_server.store.records import LeasedBatch
@@ -219,6 +221,20 @@ class GrpcApi:
         async for message in serialize_read_groups(payloads):
             self._metrics.payload("out", len(message))
             yield message
+
+    async def list_groups(self, request: pb.ListGroupsRequest) -> pb.ListGroupsResponse:
+        groups, next_cursor = await self._service.listing.page(
+            request.run,
+            request.table,
+            states=[convert_listing.state_from_proto(state) for state in request.states],
+            wanted=group_filter(request),
+            limit=request.limit or DEFAULT_LISTED,
+            cursor=request.cursor,
+        )
+        return pb.ListGroupsResponse(groups=map(listed_group, groups), next_cursor=next_cursor)
+
+    async def get_server_info(self, _: pb.GetServerInfoRequest) -> pb.GetServerInfoResponse:
+        return convert_listing.server_info_to_proto(await self._service.about.info())
 
     async def delete_groups(self, request: pb.DeleteGroupsRequest) -> pb.DeleteGroupsResponse:
         deleted = await self._service.delete_groups(request.run, request.table, _names(request.group_ids))

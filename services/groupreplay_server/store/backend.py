@@ -64,6 +64,10 @@ class Backend(AsyncDataAccessCommands, ABC):
         """Yield all keys that match, some `count` looked at per page; a key may come twice."""
 
     @abstractmethod
+    async def nodes(self) -> list[Node]:
+        """Return every server that commands go to."""
+
+    @abstractmethod
     async def subscriber(self) -> Redis:
         """Return a client of a server that gets every published message."""
 
@@ -118,6 +122,9 @@ class SingleRedis(Backend):
 
     def scan_pages(self, pattern: str, count: int) -> AsyncIterator[list[str]]:
         return scan_node(self._node, pattern, count)
+
+    async def nodes(self) -> list[Node]:
+        return [self._node]
 
     async def subscriber(self) -> Redis:
         return self._node.client

@@ -82,6 +82,9 @@ class RedisCluster(Backend):
             async for page in scan_node(self._topology.node(master), pattern, count):
                 yield page
 
+    async def nodes(self) -> list[Node]:
+        return [self._topology.node(master) for master in await self._topology.masters()]
+
     async def subscriber(self) -> Redis:
         await self._topology.learn()  # whoever answers is alive
         return self._topology.node(self._topology.answered).client

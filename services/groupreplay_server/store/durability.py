@@ -78,16 +78,6 @@ def wait_for_disk(limits: WaitLimits) -> Wait:
     return Wait(("WAITAOF", 1, 0, _milliseconds(limits)), shortfall)
 
 
-def waits_truly(server: str, version: str) -> bool:
-    """Return whether WAITAOF of this server waits for the disk under appendfsync everysec too.
-
-    Redis 7.4 and Valkey answer at once for what was written less than a second after the last sync
-    (github.com/redis/redis/pull/13793); Valkey 9.1 acknowledges thousands of writes with none of them on disk.
-    """
-    major, minor = (int(number) for number in version.split(".")[:2])
-    return server == "redis" and ((7, 2) <= (major, minor) < (7, 4) or major >= 8)
-
-
 def check_synced_always() -> Wait:
     """Wait for nothing: Redis that runs with appendfsync always has synced each write before it answers."""
 

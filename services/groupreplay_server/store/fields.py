@@ -74,7 +74,7 @@ def config_from_fields(found: dict[str, str]) -> TableConfig:
 
 def table_from_reply(run: str, table: str, reply: Sequence[Any]) -> Table:
     """Return a table's state as describe() of the scripts returns it."""
-    config, version, fresh, replay, leased, leases, state_pairs, counters, missing, tasks = reply
+    config, version, fresh, replay, leased, leases, state_pairs, counters, missing, tasks, oldest, newest = reply
     state = pairs(state_pairs)
     return Table(
         run=run,
@@ -91,6 +91,8 @@ def table_from_reply(run: str, table: str, reply: Sequence[Any]) -> Table:
         missing=missing,
         counters=counts(counters),
         task_counters=counts(tasks),
+        replay_version_min=None if oldest == b"" else oldest,
+        replay_version_max=None if newest == b"" else newest,
     )
 
 

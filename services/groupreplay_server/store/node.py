@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from groupreplay.server_info import waits_truly
 from groupreplay.table_config import Durability
 from groupreplay_server.store.durability import (
     Command,
@@ -20,7 +21,6 @@ from groupreplay_server.store.durability import (
     refuse_without_aof,
     wait_for_disk,
     wait_for_replicas,
-    waits_truly,
 )
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})

@@ -15,6 +15,7 @@ from groupreplay.errors import (
     error_from_reason,
 )
 from groupreplay.groups import now_ms
+from groupreplay.server_info import RedisServer
 from groupreplay.table_config import Durability, TableConfig
 from groupreplay.types import GroupFeedback, GroupSource, GroupState, InsertOutcome, InsertResult, Table
 from groupreplay_server.store.backend import Backend
@@ -30,6 +31,7 @@ from groupreplay_server.store.fields import (
 )
 from groupreplay_server.store.keeping_store import KeepingStore, KeptGroup
 from groupreplay_server.store.keys import RUNS, RunKeys, TableKeys
+from groupreplay_server.store.listing_store import ListingStore
 from groupreplay_server.store.piece_store import PieceStore
 from groupreplay_server.store.policy_store import PolicyStore
 from groupreplay_server.store.records import (
@@ -41,6 +43,7 @@ from groupreplay_server.store.records import (
     ReadGroup,
     TableVitals,
 )
+from groupreplay_server.store.redis_facts import read_redis_servers
 from groupreplay_server.store.scripts import call_script
 
 _GARBAGE_PAGE = 256
@@ -66,12 +69,17 @@ class RedisStore:
         self._new_seed = new_seed
         self.policies = PolicyStore(redis, clock)
         self.keeping = KeepingStore(redis, self._shared)
+        self.listing = ListingStore(redis, self._shared)
         self.pieces = PieceStore(redis, clock, new_seed)
 
     async def ping(self) -> None:
         """Raise StoreUnavailableError unless Redis answers."""
         with translated_errors():
             await self._redis.ping()
+
+    async def redis_servers(self) -> tuple[RedisServer, ...]:
+        """Return what every Redis server that we write to says of itself."""
+        return await read_redis_servers(self._redis)
 
     # Tables
 

@@ -1327,6 +1327,176 @@ class GetGroupsResponse(_message.Message):
 Global___GetGroupsResponse: _TypeAlias = GetGroupsResponse  # noqa: Y015
 
 @_typing.final
+class ListGroupsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    PROMPT_ID_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FROM_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_TO_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    task: _builtins.str
+    """Only groups of this task; empty = those that name none. [any]"""
+    prompt_id: _builtins.str
+    """Only groups of this prompt. [any]"""
+    effective: _builtins.bool
+    """Only groups with, or without, reward variance. [any]"""
+    policy_version_from: _builtins.int
+    """Only groups whose oldest policy version, which staleness goes by, lies in this range. [any]"""
+    policy_version_to: _builtins.int
+    limit: _builtins.int
+    """Groups in a page, 1 to 1000 [100]."""
+    cursor: _builtins.str
+    """next_cursor of the page before; empty = the first page. The other fields are as they were then."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_table_pb2.GroupState.ValueType]:
+        """Places to look in, of GROUP_FRESH, GROUP_LEASED and GROUP_REPLAY; empty = all three. They are listed one after the
+        other: fresh by arrival, latest first; leased in no order; replay by policy version, newest first, then by arrival.
+        """
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        states: _abc.Iterable[_table_pb2.GroupState.ValueType] | None = ...,
+        task: _builtins.str | None = ...,
+        prompt_id: _builtins.str = ...,
+        effective: _builtins.bool | None = ...,
+        policy_version_from: _builtins.int | None = ...,
+        policy_version_to: _builtins.int | None = ...,
+        limit: _builtins.int = ...,
+        cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_effective", b"_effective", "_policy_version_from", b"_policy_version_from", "_policy_version_to", b"_policy_version_to", "_task", b"_task", "effective", b"effective", "policy_version_from", b"policy_version_from", "policy_version_to", b"policy_version_to", "task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_effective", b"_effective", "_policy_version_from", b"_policy_version_from", "_policy_version_to", b"_policy_version_to", "_task", b"_task", "cursor", b"cursor", "effective", b"effective", "limit", b"limit", "policy_version_from", b"policy_version_from", "policy_version_to", b"policy_version_to", "prompt_id", b"prompt_id", "run", b"run", "states", b"states", "table", b"table", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__effective: _TypeAlias = _typing.Literal["effective"]  # noqa: Y015
+    _WhichOneofArgType__effective: _TypeAlias = _typing.Literal["_effective", b"_effective"]  # noqa: Y015
+    _WhichOneofReturnType__policy_version_from: _TypeAlias = _typing.Literal["policy_version_from"]  # noqa: Y015
+    _WhichOneofArgType__policy_version_from: _TypeAlias = _typing.Literal["_policy_version_from", b"_policy_version_from"]  # noqa: Y015
+    _WhichOneofReturnType__policy_version_to: _TypeAlias = _typing.Literal["policy_version_to"]  # noqa: Y015
+    _WhichOneofArgType__policy_version_to: _TypeAlias = _typing.Literal["_policy_version_to", b"_policy_version_to"]  # noqa: Y015
+    _WhichOneofReturnType__task: _TypeAlias = _typing.Literal["task"]  # noqa: Y015
+    _WhichOneofArgType__task: _TypeAlias = _typing.Literal["_task", b"_task"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__effective) -> _WhichOneofReturnType__effective | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__policy_version_from) -> _WhichOneofReturnType__policy_version_from | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__policy_version_to) -> _WhichOneofReturnType__policy_version_to | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__task) -> _WhichOneofReturnType__task | None: ...
+
+Global___ListGroupsRequest: _TypeAlias = ListGroupsRequest  # noqa: Y015
+
+@_typing.final
+class ListGroupsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    NEXT_CURSOR_FIELD_NUMBER: _builtins.int
+    next_cursor: _builtins.str
+    """Where to go on; empty = that was all. Groups that come, go or move between two pages may be missed or come twice."""
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListedGroup]:
+        """At most `limit`. Fewer, even none, where few of the groups that were looked at are wanted, or headers are large."""
+
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___ListedGroup] | None = ...,
+        next_cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "next_cursor", b"next_cursor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGroupsResponse: _TypeAlias = ListGroupsResponse  # noqa: Y015
+
+@_typing.final
+class ListedGroup(_message.Message):
+    """A group as it is now, without its payload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_FIELD_NUMBER: _builtins.int
+    STALENESS_FIELD_NUMBER: _builtins.int
+    TIMES_SAMPLED_FIELD_NUMBER: _builtins.int
+    REDELIVERIES_FIELD_NUMBER: _builtins.int
+    INSERTED_AT_MS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    KL_FIELD_NUMBER: _builtins.int
+    ESS_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    HAS_PAYLOAD_FIELD_NUMBER: _builtins.int
+    state: _table_pb2.GroupState.ValueType
+    """GROUP_FRESH, GROUP_LEASED or GROUP_REPLAY."""
+    effective: _builtins.bool
+    """Whether its rewards differ by more than the table's min_reward_std."""
+    staleness: _builtins.int
+    """Current policy version minus header.policy_version_min."""
+    times_sampled: _builtins.int
+    """Deliveries that were not given back."""
+    redeliveries: _builtins.int
+    """Times it was handed out and came back uncommitted."""
+    inserted_at_ms: _builtins.int
+    """Milliseconds since the Unix epoch."""
+    priority: _builtins.float
+    """As the caller set it last, else as the table's PrioritySource gives it."""
+    kl: _builtins.float
+    """What was fed back; absent = nothing yet."""
+    ess: _builtins.float
+    lease_id: _builtins.str
+    """Who has it; with GROUP_LEASED only."""
+    has_payload: _builtins.bool
+    """Whether the table keeps its payload, so that GetGroups has its tokens."""
+    @_builtins.property
+    def header(self) -> _group_pb2.GroupHeader: ...
+    def __init__(
+        self,
+        *,
+        header: _group_pb2.GroupHeader | None = ...,
+        state: _table_pb2.GroupState.ValueType = ...,
+        effective: _builtins.bool = ...,
+        staleness: _builtins.int = ...,
+        times_sampled: _builtins.int = ...,
+        redeliveries: _builtins.int = ...,
+        inserted_at_ms: _builtins.int = ...,
+        priority: _builtins.float = ...,
+        kl: _builtins.float | None = ...,
+        ess: _builtins.float | None = ...,
+        lease_id: _builtins.str = ...,
+        has_payload: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ess", b"_ess", "_kl", b"_kl", "ess", b"ess", "header", b"header", "kl", b"kl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ess", b"_ess", "_kl", b"_kl", "effective", b"effective", "ess", b"ess", "has_payload", b"has_payload", "header", b"header", "inserted_at_ms", b"inserted_at_ms", "kl", b"kl", "lease_id", b"lease_id", "priority", b"priority", "redeliveries", b"redeliveries", "staleness", b"staleness", "state", b"state", "times_sampled", b"times_sampled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ess: _TypeAlias = _typing.Literal["ess"]  # noqa: Y015
+    _WhichOneofArgType__ess: _TypeAlias = _typing.Literal["_ess", b"_ess"]  # noqa: Y015
+    _WhichOneofReturnType__kl: _TypeAlias = _typing.Literal["kl"]  # noqa: Y015
+    _WhichOneofArgType__kl: _TypeAlias = _typing.Literal["_kl", b"_kl"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ess) -> _WhichOneofReturnType__ess | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kl) -> _WhichOneofReturnType__kl | None: ...
+
+Global___ListedGroup: _TypeAlias = ListedGroup  # noqa: Y015
+
+@_typing.final
 class DeleteGroupsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2264,3 +2434,145 @@ class RestoreResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RestoreResponse: _TypeAlias = RestoreResponse  # noqa: Y015
+
+@_typing.final
+class GetServerInfoRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetServerInfoRequest: _TypeAlias = GetServerInfoRequest  # noqa: Y015
+
+@_typing.final
+class GetServerInfoResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    STARTED_AT_MS_FIELD_NUMBER: _builtins.int
+    REDIS_URL_FIELD_NUMBER: _builtins.int
+    EMBEDDED_REDIS_FIELD_NUMBER: _builtins.int
+    DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    REDIS_FIELD_NUMBER: _builtins.int
+    DURABILITY_MIN_REPLICAS_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """Version of the service."""
+    time_ms: _builtins.int
+    """The service's wall clock, milliseconds since the Unix epoch, and when it started."""
+    started_at_ms: _builtins.int
+    redis_url: _builtins.str
+    """Where its Redis is, without passwords."""
+    embedded_redis: _builtins.bool
+    """Whether the service runs its Redis itself, in a data folder beside it."""
+    disk_free_bytes: _builtins.int
+    """Bytes free and in all on the disk of that folder; 0 = there is none."""
+    disk_total_bytes: _builtins.int
+    durability_min_replicas: _builtins.int
+    """How many replicas durability `replicas` waits for."""
+    @_builtins.property
+    def redis(self) -> _containers.RepeatedCompositeFieldContainer[Global___RedisServer]:
+        """One server, or every master of a cluster."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        time_ms: _builtins.int = ...,
+        started_at_ms: _builtins.int = ...,
+        redis_url: _builtins.str = ...,
+        embedded_redis: _builtins.bool = ...,
+        disk_free_bytes: _builtins.int = ...,
+        disk_total_bytes: _builtins.int = ...,
+        redis: _abc.Iterable[Global___RedisServer] | None = ...,
+        durability_min_replicas: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_free_bytes", b"disk_free_bytes", "disk_total_bytes", b"disk_total_bytes", "durability_min_replicas", b"durability_min_replicas", "embedded_redis", b"embedded_redis", "redis", b"redis", "redis_url", b"redis_url", "started_at_ms", b"started_at_ms", "time_ms", b"time_ms", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
+
+@_typing.final
+class RedisServer(_message.Message):
+    """What a Redis server says of itself. Empty and absent = it keeps that to itself, as managed ones do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    SOFTWARE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CLOCK_AHEAD_MS_FIELD_NUMBER: _builtins.int
+    PING_P50_MS_FIELD_NUMBER: _builtins.int
+    PING_P99_MS_FIELD_NUMBER: _builtins.int
+    APPENDONLY_FIELD_NUMBER: _builtins.int
+    APPENDFSYNC_FIELD_NUMBER: _builtins.int
+    WRITES_OK_FIELD_NUMBER: _builtins.int
+    MAXMEMORY_POLICY_FIELD_NUMBER: _builtins.int
+    MAXMEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    USED_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_ENDS_MS_FIELD_NUMBER: _builtins.int
+    SAYS_ALL_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """host:port, or the path of a socket."""
+    software: _builtins.str
+    """redis or valkey."""
+    version: _builtins.str
+    clock_ahead_ms: _builtins.float
+    """Its wall clock minus the service's, in milliseconds, give or take half a round trip."""
+    ping_p50_ms: _builtins.float
+    """Round trips of a small command."""
+    ping_p99_ms: _builtins.float
+    appendonly: _builtins.str
+    """yes or no; always, everysec or no."""
+    appendfsync: _builtins.str
+    writes_ok: _builtins.bool
+    """Whether the last writes of the append-only file and of the snapshot, where there are any, succeeded."""
+    maxmemory_policy: _builtins.str
+    maxmemory_bytes: _builtins.int
+    """Bytes; 0 = no limit."""
+    used_memory_bytes: _builtins.int
+    replicas: _builtins.int
+    """Replicas that are connected."""
+    certificate_ends_ms: _builtins.int
+    """When its certificate ends, milliseconds since the Unix epoch; 0 = no TLS."""
+    says_all: _builtins.bool
+    """Whether it lets us read INFO; where not, writes_ok, memory and replicas are unknown."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        software: _builtins.str = ...,
+        version: _builtins.str = ...,
+        clock_ahead_ms: _builtins.float | None = ...,
+        ping_p50_ms: _builtins.float = ...,
+        ping_p99_ms: _builtins.float = ...,
+        appendonly: _builtins.str = ...,
+        appendfsync: _builtins.str = ...,
+        writes_ok: _builtins.bool = ...,
+        maxmemory_policy: _builtins.str = ...,
+        maxmemory_bytes: _builtins.int = ...,
+        used_memory_bytes: _builtins.int = ...,
+        replicas: _builtins.int = ...,
+        certificate_ends_ms: _builtins.int = ...,
+        says_all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_ahead_ms", b"_clock_ahead_ms", "clock_ahead_ms", b"clock_ahead_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_ahead_ms", b"_clock_ahead_ms", "address", b"address", "appendfsync", b"appendfsync", "appendonly", b"appendonly", "certificate_ends_ms", b"certificate_ends_ms", "clock_ahead_ms", b"clock_ahead_ms", "maxmemory_bytes", b"maxmemory_bytes", "maxmemory_policy", b"maxmemory_policy", "ping_p50_ms", b"ping_p50_ms", "ping_p99_ms", b"ping_p99_ms", "replicas", b"replicas", "says_all", b"says_all", "software", b"software", "used_memory_bytes", b"used_memory_bytes", "version", b"version", "writes_ok", b"writes_ok"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clock_ahead_ms: _TypeAlias = _typing.Literal["clock_ahead_ms"]  # noqa: Y015
+    _WhichOneofArgType__clock_ahead_ms: _TypeAlias = _typing.Literal["_clock_ahead_ms", b"_clock_ahead_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_ahead_ms) -> _WhichOneofReturnType__clock_ahead_ms | None: ...
+
+Global___RedisServer: _TypeAlias = RedisServer  # noqa: Y015

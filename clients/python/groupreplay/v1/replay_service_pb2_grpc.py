@@ -116,6 +116,11 @@ class ReplayServiceStub(object):
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.GetGroupsRequest.SerializeToString,
                 response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.GetGroupsResponse.FromString,
                 _registered_method=True)
+        self.ListGroups = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/ListGroups',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.ListGroupsRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.ListGroupsResponse.FromString,
+                _registered_method=True)
         self.DeleteGroups = channel.unary_unary(
                 '/groupreplay.v1.ReplayService/DeleteGroups',
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.DeleteGroupsRequest.SerializeToString,
@@ -190,6 +195,11 @@ class ReplayServiceStub(object):
                 '/groupreplay.v1.ReplayService/WatchPolicy',
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.WatchPolicyRequest.SerializeToString,
                 response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.WatchPolicyResponse.FromString,
+                _registered_method=True)
+        self.GetServerInfo = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/GetServerInfo',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.GetServerInfoRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
         self.Snapshot = channel.unary_stream(
                 '/groupreplay.v1.ReplayService/Snapshot',
@@ -320,6 +330,13 @@ class ReplayServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListGroups(self, request, context):
+        """Lists groups page by page, without their payloads and without taking them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteGroups(self, request, context):
         """Removes groups that are not in a lease as fresh.
         """
@@ -422,6 +439,13 @@ class ReplayServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetServerInfo(self, request, context):
+        """Says what runs here, and what an operator may want to change about it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Snapshot(self, request, context):
         """Reads a table as it is at one moment, while it is in use. Payloads that leave meanwhile are kept for the reader.
         """
@@ -519,6 +543,11 @@ def add_ReplayServiceServicer_to_server(servicer, server):
                     request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.GetGroupsRequest.FromString,
                     response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.GetGroupsResponse.SerializeToString,
             ),
+            'ListGroups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGroups,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.ListGroupsRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.ListGroupsResponse.SerializeToString,
+            ),
             'DeleteGroups': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteGroups,
                     request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.DeleteGroupsRequest.FromString,
@@ -593,6 +622,11 @@ def add_ReplayServiceServicer_to_server(servicer, server):
                     servicer.WatchPolicy,
                     request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.WatchPolicyRequest.FromString,
                     response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.WatchPolicyResponse.SerializeToString,
+            ),
+            'GetServerInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServerInfo,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.GetServerInfoRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.GetServerInfoResponse.SerializeToString,
             ),
             'Snapshot': grpc.unary_stream_rpc_method_handler(
                     servicer.Snapshot,
@@ -1050,6 +1084,33 @@ class ReplayService(object):
             _registered_method=True)
 
     @staticmethod
+    def ListGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/ListGroups',
+            groupreplay_dot_v1_dot_replay__service__pb2.ListGroupsRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.ListGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteGroups(request,
             target,
             options=(),
@@ -1444,6 +1505,33 @@ class ReplayService(object):
             '/groupreplay.v1.ReplayService/WatchPolicy',
             groupreplay_dot_v1_dot_replay__service__pb2.WatchPolicyRequest.SerializeToString,
             groupreplay_dot_v1_dot_replay__service__pb2.WatchPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetServerInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/GetServerInfo',
+            groupreplay_dot_v1_dot_replay__service__pb2.GetServerInfoRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.GetServerInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -67,6 +67,8 @@ class ReplayServiceStub:
     """Says where groups are."""
     GetGroups: _grpc.UnaryStreamMultiCallable[_replay_service_pb2.GetGroupsRequest, _replay_service_pb2.GetGroupsResponse]
     """Reads groups without taking them."""
+    ListGroups: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.ListGroupsRequest, _replay_service_pb2.ListGroupsResponse]
+    """Lists groups page by page, without their payloads and without taking them."""
     DeleteGroups: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.DeleteGroupsRequest, _replay_service_pb2.DeleteGroupsResponse]
     """Removes groups that are not in a lease as fresh."""
     PushRollouts: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.PushRolloutsRequest, _replay_service_pb2.PushRolloutsResponse]
@@ -95,6 +97,8 @@ class ReplayServiceStub:
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.GetPolicyRequest, _replay_service_pb2.GetPolicyResponse]
     WatchPolicy: _grpc.UnaryStreamMultiCallable[_replay_service_pb2.WatchPolicyRequest, _replay_service_pb2.WatchPolicyResponse]
     """Sends the current policy, then each newer one; versions published in quick succession may be skipped."""
+    GetServerInfo: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.GetServerInfoRequest, _replay_service_pb2.GetServerInfoResponse]
+    """Says what runs here, and what an operator may want to change about it."""
     Snapshot: _grpc.UnaryStreamMultiCallable[_replay_service_pb2.SnapshotRequest, _replay_service_pb2.SnapshotPart]
     """Reads a table as it is at one moment, while it is in use. Payloads that leave meanwhile are kept for the reader."""
     Restore: _grpc.StreamUnaryMultiCallable[_replay_service_pb2.SnapshotPart, _replay_service_pb2.RestoreResponse]
@@ -139,6 +143,8 @@ class ReplayServiceAsyncStub(ReplayServiceStub):
     """Says where groups are."""
     GetGroups: _aio.UnaryStreamMultiCallable[_replay_service_pb2.GetGroupsRequest, _replay_service_pb2.GetGroupsResponse]  # type: ignore[assignment]
     """Reads groups without taking them."""
+    ListGroups: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.ListGroupsRequest, _replay_service_pb2.ListGroupsResponse]  # type: ignore[assignment]
+    """Lists groups page by page, without their payloads and without taking them."""
     DeleteGroups: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.DeleteGroupsRequest, _replay_service_pb2.DeleteGroupsResponse]  # type: ignore[assignment]
     """Removes groups that are not in a lease as fresh."""
     PushRollouts: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.PushRolloutsRequest, _replay_service_pb2.PushRolloutsResponse]  # type: ignore[assignment]
@@ -167,6 +173,8 @@ class ReplayServiceAsyncStub(ReplayServiceStub):
     GetPolicy: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.GetPolicyRequest, _replay_service_pb2.GetPolicyResponse]  # type: ignore[assignment]
     WatchPolicy: _aio.UnaryStreamMultiCallable[_replay_service_pb2.WatchPolicyRequest, _replay_service_pb2.WatchPolicyResponse]  # type: ignore[assignment]
     """Sends the current policy, then each newer one; versions published in quick succession may be skipped."""
+    GetServerInfo: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.GetServerInfoRequest, _replay_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
+    """Says what runs here, and what an operator may want to change about it."""
     Snapshot: _aio.UnaryStreamMultiCallable[_replay_service_pb2.SnapshotRequest, _replay_service_pb2.SnapshotPart]  # type: ignore[assignment]
     """Reads a table as it is at one moment, while it is in use. Payloads that leave meanwhile are kept for the reader."""
     Restore: _aio.StreamUnaryMultiCallable[_replay_service_pb2.SnapshotPart, _replay_service_pb2.RestoreResponse]  # type: ignore[assignment]
@@ -306,6 +314,14 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads groups without taking them."""
 
     @_abc_1.abstractmethod
+    def ListGroups(
+        self,
+        request: _replay_service_pb2.ListGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.ListGroupsResponse, _abc.Awaitable[_replay_service_pb2.ListGroupsResponse]]:
+        """Lists groups page by page, without their payloads and without taking them."""
+
+    @_abc_1.abstractmethod
     def DeleteGroups(
         self,
         request: _replay_service_pb2.DeleteGroupsRequest,
@@ -422,6 +438,14 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_replay_service_pb2.WatchPolicyResponse], _abc.AsyncIterator[_replay_service_pb2.WatchPolicyResponse]]:
         """Sends the current policy, then each newer one; versions published in quick succession may be skipped."""
+
+    @_abc_1.abstractmethod
+    def GetServerInfo(
+        self,
+        request: _replay_service_pb2.GetServerInfoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.GetServerInfoResponse, _abc.Awaitable[_replay_service_pb2.GetServerInfoResponse]]:
+        """Says what runs here, and what an operator may want to change about it."""
 
     @_abc_1.abstractmethod
     def Snapshot(

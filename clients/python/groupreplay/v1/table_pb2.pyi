@@ -571,6 +571,8 @@ class Table(_message.Message):
     MISSING_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
     TASK_COUNTERS_FIELD_NUMBER: _builtins.int
+    REPLAY_VERSION_MIN_FIELD_NUMBER: _builtins.int
+    REPLAY_VERSION_MAX_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     table: _builtins.str
     fresh: _builtins.int
@@ -590,6 +592,9 @@ class Table(_message.Message):
     """Time of the last accepted insert, milliseconds since the Unix epoch; 0 = none yet."""
     missing: _builtins.int
     """Groups that NextBatch calls now wait for."""
+    replay_version_min: _builtins.int
+    """Oldest and newest policy version of a replay group, by the oldest version of each; absent = there are none."""
+    replay_version_max: _builtins.int
     @_builtins.property
     def config(self) -> Global___TableConfig: ...
     @_builtins.property
@@ -619,11 +624,20 @@ class Table(_message.Message):
         missing: _builtins.int = ...,
         counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         task_counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        replay_version_min: _builtins.int | None = ...,
+        replay_version_max: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_replay_version_max", b"_replay_version_max", "_replay_version_min", b"_replay_version_min", "config", b"config", "replay_version_max", b"replay_version_max", "replay_version_min", b"replay_version_min"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "counters", b"counters", "fresh", b"fresh", "fresh_effective", b"fresh_effective", "last_insert_ms", b"last_insert_ms", "leased", b"leased", "leases", b"leases", "missing", b"missing", "payload_bytes", b"payload_bytes", "policy_version", b"policy_version", "replay", b"replay", "run", b"run", "table", b"table", "task_counters", b"task_counters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_replay_version_max", b"_replay_version_max", "_replay_version_min", b"_replay_version_min", "config", b"config", "counters", b"counters", "fresh", b"fresh", "fresh_effective", b"fresh_effective", "last_insert_ms", b"last_insert_ms", "leased", b"leased", "leases", b"leases", "missing", b"missing", "payload_bytes", b"payload_bytes", "policy_version", b"policy_version", "replay", b"replay", "replay_version_max", b"replay_version_max", "replay_version_min", b"replay_version_min", "run", b"run", "table", b"table", "task_counters", b"task_counters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__replay_version_max: _TypeAlias = _typing.Literal["replay_version_max"]  # noqa: Y015
+    _WhichOneofArgType__replay_version_max: _TypeAlias = _typing.Literal["_replay_version_max", b"_replay_version_max"]  # noqa: Y015
+    _WhichOneofReturnType__replay_version_min: _TypeAlias = _typing.Literal["replay_version_min"]  # noqa: Y015
+    _WhichOneofArgType__replay_version_min: _TypeAlias = _typing.Literal["_replay_version_min", b"_replay_version_min"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__replay_version_max) -> _WhichOneofReturnType__replay_version_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__replay_version_min) -> _WhichOneofReturnType__replay_version_min | None: ...
 
 Global___Table: _TypeAlias = Table  # noqa: Y015

@@ -1,5 +1,6 @@
 -- Read the whole state of a table at one moment.
--- Returns {config, policy_version, fresh, replay, leased, leases, state, counters, missing, tasks}.
+-- Returns {config, policy_version, fresh, replay, leased, leases, state, counters, missing, tasks,
+-- oldest and newest version in replay or ''}.
 -- Errors: UNKNOWN_RUN, UNKNOWN_TABLE
 if not limits.fill then
   return no_such_table()

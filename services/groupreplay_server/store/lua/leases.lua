@@ -314,6 +314,12 @@ local function live_lease(lease_id)
   return lease
 end
 
+-- The oldest policy version in replay, or with 'REV' the newest; '' where replay is empty.
+local function replay_version(...)
+  local score = redis.call('ZRANGE', recency, 0, 0, 'WITHSCORES', ...)[2]
+  return score and math.floor(tonumber(score) / 4294967296) or ''
+end
+
 -- The table's state, as describe_table returns it.
 local function describe()
   return {
@@ -327,6 +333,8 @@ local function describe()
     redis.call('HGETALL', counters),
     math.max(0, wanted_by_waiting() - available()),
     redis.call('HGETALL', tasks),
+    replay_version(),
+    replay_version('REV'),
   }
 end
 
