@@ -1,21 +1,22 @@
-"""The gRPC front door: groupreplay.v1.ReplayService, health and reflection."""
+"""The gRPC front door: groupreplay.v1.ReplayService."""
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import Message
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from groupreplay import convert, convert_diagnosis, convert_listing, convert_pieces, convert_tables
-from groupreplay.errors import GroupReplayError, InternalError, InvalidRequestError, StoreUnavailableError
+from groupreplay.errors import InvalidRequestError
 from groupreplay.groups import check_name
 from groupreplay.parts import AssembledGroup, PartAssembler
+from groupreplay.tokens import token_from_proto, token_to_proto
 from groupreplay.v1 import replay_service_pb2 as pb
+from groupreplay_server.access import Access, note_peer
+from groupreplay_server.api.grpc_access import CheckedRequest
+from groupreplay_server.api.grpc_errors import abort
 from groupreplay_server.api.listing import group_filter, listed_group
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.snapshots import read_groups, read_header, serialize_snapshot
@@ -33,10 +34,7 @@ from groupreplay_server.pieces import ArrivedPiece, PieceAssembler
 from groupreplay_server.service import ReplayService
 from groupreplay_server.store.records import LeasedBatch
 
-_log = logging.getLogger(__name__)
-
 SERVICE = pb.DESCRIPTOR.services_by_name["ReplayService"]
-REASON_METADATA = "groupreplay-reason"
 MAX_INSERT_GROUPS = 1024
 DEFAULT_BEAT_S = 10.0
 _REPLY_MARGIN_S = 0.1
@@ -49,8 +47,9 @@ if TYPE_CHECKING:
 class GrpcApi:
     """One method per RPC: message in, message out. Blocking and errors are the guard's business."""
 
-    def __init__(self, service: ReplayService, metrics: Metrics) -> None:
+    def __init__(self, service: ReplayService, metrics: Metrics, access: Access) -> None:
         self._service = service
+        self._access = access
         self._metrics = metrics
 
     async def insert(self, request: pb.InsertRequest) -> pb.InsertResponse:
@@ -308,6 +307,16 @@ class GrpcApi:
         self._metrics.payload("in", table.payload_bytes)
         return pb.RestoreResponse(table=convert_tables.table_to_proto(table))
 
+    async def create_token(self, request: pb.CreateTokenRequest) -> pb.CreateTokenResponse:
+        created = await self._service.tokens.create(token_from_proto(request.token), request.secret_sha256)
+        return pb.CreateTokenResponse(token=token_to_proto(created))
+
+    async def list_tokens(self, _: pb.ListTokensRequest) -> pb.ListTokensResponse:
+        return pb.ListTokensResponse(tokens=map(token_to_proto, await self._service.tokens.list()))
+
+    async def revoke_token(self, request: pb.RevokeTokenRequest) -> pb.RevokeTokenResponse:
+        return pb.RevokeTokenResponse(token=token_to_proto(await self._service.tokens.revoke(request.name)))
+
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return the handlers of every method in the service's descriptor."""
         snake = {
@@ -321,44 +330,55 @@ class GrpcApi:
 
     def _handler(self, method: Any, call: Callable[..., Any]) -> "grpc.RpcMethodHandler[Any, Any]":
         request_class = getattr(pb, method.input_type.name)
+        streamed = method.client_streaming
         if not method.server_streaming:
-            unary = (
-                grpc.stream_unary_rpc_method_handler if method.client_streaming else grpc.unary_unary_rpc_method_handler
-            )
-            return unary(self._guard_unary(method.name, call), request_class.FromString, _serialize)
-        guarded = self._guard_stream(method.name, call)
-        make = (
-            grpc.stream_stream_rpc_method_handler if method.client_streaming else grpc.unary_stream_rpc_method_handler
-        )
-        return make(guarded, request_class.FromString, _serialize)
+            unary = grpc.stream_unary_rpc_method_handler if streamed else grpc.unary_unary_rpc_method_handler
+            return unary(self._guard_unary(method.name, call, streamed), request_class.FromString, _serialize)
+        make = grpc.stream_stream_rpc_method_handler if streamed else grpc.unary_stream_rpc_method_handler
+        return make(self._guard_stream(method.name, call, streamed), request_class.FromString, _serialize)
 
     def _guard_unary(
-        self, name: str, call: Callable[[Any], Awaitable[Message]]
+        self, name: str, call: Callable[[Any], Awaitable[Message]], streamed: bool
     ) -> Callable[[Any, "Context"], Awaitable[Message]]:
         async def guarded(request: Any, context: "Context") -> Message:
             try:
-                with self._metrics.call(name):
+                with self._checked(name, context) as checked:
                     async with asyncio.timeout(_time_left(context)):
-                        return await call(request)
-            except Exception as error:
-                await _abort(context, name, error)
-                raise AssertionError("abort always raises") from error
+                        return await call(_admitted(request, checked, streamed))
+            except Exception as error:  # noqa: BLE001  the boundary: every fault becomes an answer
+                await abort(context, name, error)
 
         return guarded
 
     def _guard_stream(
-        self, name: str, call: Callable[[Any], AsyncGenerator[Any]]
+        self, name: str, call: Callable[[Any], AsyncGenerator[Any]], streamed: bool
     ) -> Callable[[Any, "Context"], AsyncIterator[Any]]:
         async def guarded(request: Any, context: "Context") -> AsyncIterator[Any]:
             try:
-                with self._metrics.call(name):
-                    async with aclosing(call(request)) as messages:
+                with self._checked(name, context) as checked:
+                    async with aclosing(call(_admitted(request, checked, streamed))) as messages:
                         async for message in messages:
+                            await checked.sending(message)
                             yield message
             except Exception as error:  # noqa: BLE001  the boundary: every fault becomes an answer
-                await _abort(context, name, error)
+                await abort(context, name, error)
 
         return guarded
+
+    @contextmanager
+    def _checked(self, name: str, context: "Context") -> Iterator[CheckedRequest]:
+        note_peer(context.peer())
+        checked = CheckedRequest(self._access, name)
+        with self._metrics.call(name), self._access.audited(name, checked.target):
+            yield checked
+
+
+def _admitted(request: Any, checked: CheckedRequest, streamed: bool) -> Any:
+    """Return a request, or the stream of requests, that the caller's token allows."""
+    if streamed:
+        return checked.stream(request)
+    checked.message(request)
+    return request
 
 
 def _lease_request(request: pb.NextBatchRequest | pb.SampleRequest) -> dict[str, Any]:
@@ -384,57 +404,3 @@ def _serialize(message: Message | bytes) -> bytes:
 def _time_left(context: "Context") -> float | None:
     left_s = context.time_remaining()
     return None if left_s is None else max(left_s - _REPLY_MARGIN_S, 0)
-
-
-async def _abort(context: "Context", name: str, error: Exception) -> None:
-    if isinstance(error, TimeoutError) and not isinstance(error, GroupReplayError):
-        error = StoreUnavailableError(f"{name} did not end within the caller's deadline; Redis is slow or away")
-    if not isinstance(error, GroupReplayError):
-        _log.exception("%s failed", name, exc_info=error)
-        error = InternalError(f"{name} failed with {type(error).__name__}; the service's log has the details")
-    await context.abort(error.grpc_code, str(error), ((REASON_METADATA, error.reason),))
-
-
-class GrpcServer:
-    """The listening server. Health is per process: SERVING from start to drain."""
-
-    def __init__(self, api: GrpcApi) -> None:
-        self._server = grpc.aio.server(
-            options=[
-                ("grpc.so_reuseport", 0),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-            ]
-        )
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
-        self._server.add_generic_rpc_handlers((api.handlers(),))
-
-    def bind(self, address: str) -> int:
-        """Listen on host:port (0 = any free port) or unix:path; return the port."""
-        try:
-            return self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise OSError(
-                f"gRPC cannot listen on {address}: another process has the port, or the address is not ours; "
-                "stop it or pass --grpc-listen"
-            ) from error
-
-    async def start(self) -> None:
-        """Serve, and say so to health checks."""
-        await self._server.start()
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-
-    async def refuse(self) -> None:
-        """Tell health checks to send no more calls."""
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-
-    async def stop(self, grace_s: float) -> None:
-        """Take no new calls; let running ones end within grace_s."""
-        await self._server.stop(grace_s)
-
-    async def _set_health(self, status: int) -> None:
-        for name in ("", SERVICE.full_name):
-            await self._health.set(name, status)

@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from groupreplay.errors import GroupReplayError
 from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.certificates import Certificates
 from groupreplay_server.readiness import Readiness
 from groupreplay_server.service import ReplayService
 
@@ -45,8 +46,11 @@ def make_app(service: ReplayService, readiness: Readiness, metrics: Metrics) -> 
 class HttpServer:
     """uvicorn on a socket that is bound before the service says it is ready; signals are left to the service."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, certificates: Certificates | None = None) -> None:
         config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+        if certificates is not None:
+            config.load()
+            config.ssl = certificates.http_context()
         self._server = _QuietServer(config)
         self._socket: socket.socket | None = None
 
