@@ -14,6 +14,7 @@ from groupreplay_server.about import About
 from groupreplay_server.api.grpc_api import GrpcApi, GrpcServer
 from groupreplay_server.api.http_api import HttpServer, make_app
 from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.api.operations import Operations
 from groupreplay_server.closer import Closer
 from groupreplay_server.embedded import embedded_redis
 from groupreplay_server.janitor import Janitor
@@ -76,8 +77,9 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         )
         service = ReplayService(store, wakeups, janitor, about)
         closer = Closer(store, service.partial_groups, wakeups)
-        grpc_server = GrpcServer(GrpcApi(service, metrics))
-        http_server = HttpServer(make_app(service, readiness, metrics))
+        operations = Operations(service, metrics)
+        grpc_server = GrpcServer(GrpcApi(operations, metrics))
+        http_server = HttpServer(make_app(service, operations, readiness, metrics))
         grpc_port = grpc_server.bind(settings.grpc_listen)
         http_port = http_server.bind(settings.http_listen)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
