@@ -19,6 +19,7 @@ from groupreplay_server.api.grpc_server import GrpcServer
 from groupreplay_server.api.http_access import AccessMiddleware
 from groupreplay_server.api.http_api import HttpServer, make_app
 from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.api.operations import Operations
 from groupreplay_server.audit import AuditLog
 from groupreplay_server.certificates import Certificates
 from groupreplay_server.closer import Closer
@@ -95,8 +96,9 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         audit = stack.enter_context(AuditLog(settings.audit_log))
         access = Access(tokens if settings.asks_for_tokens else None, limiter, audit)
         closer = Closer(store, service.partial_groups, wakeups)
-        grpc_server = GrpcServer(GrpcApi(service, metrics, access), AccessInterceptor(access, metrics))
-        app = make_app(service, readiness, metrics)
+        operations = Operations(service, metrics)
+        grpc_server = GrpcServer(GrpcApi(operations, metrics, access), AccessInterceptor(access, metrics))
+        app = make_app(service, operations, readiness, metrics, access)
         app.add_middleware(AccessMiddleware, access=access, open_metrics=settings.open_metrics)
         http_server = HttpServer(app, certificates)
         grpc_port = grpc_server.bind(settings.grpc_listen, certificates)

@@ -5,7 +5,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from groupreplay_server.api.grpc_access import AccessInterceptor
-from groupreplay_server.api.grpc_api import SERVICE, GrpcApi
+from groupreplay_server.api.grpc_api import GrpcApi
+from groupreplay_server.api.operations import SERVICE
 from groupreplay_server.certificates import Certificates
 
 MAX_MESSAGE_BYTES = 4 * 2**20

@@ -1,15 +1,14 @@
 """Tokens over HTTP: everything but the probes is behind them, before a body is read."""
 
-import math
+import asyncio
 from typing import TYPE_CHECKING
-
-from fastapi.responses import JSONResponse
 
 from groupreplay.errors import GroupReplayError
 from groupreplay_server.access import Access
+from groupreplay_server.api.rest.problems import problem_response
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PROBES = frozenset({"/healthz", "/readyz"})
 """Open to all: load balancers have no token, and these tell nothing of what is kept."""
@@ -36,17 +35,23 @@ class AccessMiddleware:
             if scope["path"] == METRICS:
                 self._access.check_run(caller, "GetServerInfo", "")  # all tables of all runs are on it
         except GroupReplayError as error:
-            await problem(error)(scope, receive, send)
+            await problem_response(error)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
 
+        async def received() -> "Message":
+            message = await receive()
+            if body := message.get("body"):
+                await self._access.confirm(caller)
+                await self._pay(len(body))
+            return message
 
-def problem(error: GroupReplayError) -> JSONResponse:
-    """Return the answer to a request that failed (RFC 9457)."""
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-    if error.http_status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    content = {"title": error.reason, "status": error.http_status, "detail": str(error), "reason": error.reason}
-    return JSONResponse(content, error.http_status, headers, media_type="application/problem+json")
+        async def sending(message: "Message") -> None:
+            if body := message.get("body"):
+                await self._pay(len(body))
+            await send(message)
+
+        await self._app(scope, received, sending)
+
+    async def _pay(self, size: int) -> None:
+        if wait_s := self._access.charge(size):
+            await asyncio.sleep(wait_s)

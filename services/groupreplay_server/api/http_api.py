@@ -1,4 +1,4 @@
-"""The HTTP front door: health, readiness and metrics."""
+"""The HTTP front door: REST, health, readiness and metrics."""
 
 import socket
 from collections.abc import Iterator
@@ -8,17 +8,26 @@ import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
 
 from groupreplay.errors import GroupReplayError
+from groupreplay_server.access import Access
 from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.api.operations import Operations
+from groupreplay_server.api.rest.problems import http_problem
+from groupreplay_server.api.rest.router import make_router
 from groupreplay_server.certificates import Certificates
 from groupreplay_server.readiness import Readiness
 from groupreplay_server.service import ReplayService
 
 
-def make_app(service: ReplayService, readiness: Readiness, metrics: Metrics) -> FastAPI:
+def make_app(
+    service: ReplayService, operations: Operations, readiness: Readiness, metrics: Metrics, access: Access
+) -> FastAPI:
     """Return the ASGI application."""
     app = FastAPI(title="groupreplay", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_exception_handler(HTTPException, http_problem)
+    app.include_router(make_router(operations, readiness, metrics, access))
 
     @app.get("/healthz")
     async def healthz() -> PlainTextResponse:
