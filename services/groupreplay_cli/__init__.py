@@ -83,6 +83,12 @@ COMMANDS = {
         "admin",
         "Show or watch the policy version of a run.",
     ),
+    "token": Command(
+        "groupreplay_admin.token:token",
+        "groupreplay_admin.token:TokenSettings",
+        "admin",
+        "Make, list and revoke the tokens that callers log in with.",
+    ),
     "doctor": Command(
         "groupreplay_admin.doctor:doctor",
         "groupreplay_admin.doctor:DoctorSettings",
