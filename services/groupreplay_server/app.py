@@ -20,6 +20,7 @@ from groupreplay_server.api.http_access import AccessMiddleware
 from groupreplay_server.api.http_api import HttpServer, make_app
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.operations import Operations
+from groupreplay_server.api.running import RunningCalls
 from groupreplay_server.audit import AuditLog
 from groupreplay_server.certificates import Certificates
 from groupreplay_server.closer import Closer
@@ -98,9 +99,10 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         closer = Closer(store, service.partial_groups, wakeups)
         operations = Operations(service, metrics)
         grpc_server = GrpcServer(GrpcApi(operations, metrics, access), AccessInterceptor(access, metrics))
-        app = make_app(service, operations, readiness, metrics, access)
+        calls = RunningCalls()
+        app = make_app(service, operations, readiness, metrics, access, calls)
         app.add_middleware(AccessMiddleware, access=access, open_metrics=settings.open_metrics)
-        http_server = HttpServer(app, certificates)
+        http_server = HttpServer(app, calls, certificates)
         grpc_port = grpc_server.bind(settings.grpc_listen, certificates)
         http_port = http_server.bind(settings.http_listen)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -113,20 +115,20 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         ]
         tasks.create_task(http_server.serve())
         await grpc_server.start()
-        running = RunningServer(
+        addresses = RunningServer(
             grpc_address=_with_port(settings.grpc_listen, grpc_port),
             http_address=_with_port(settings.http_listen, http_port),
             redis_url=read_address(redis_url).shown,
         )
         if settings.ready_file:
-            _write_ready_file(settings.ready_file, running)
+            _write_ready_file(settings.ready_file, addresses)
         try:
-            yield running
+            yield addresses
         finally:
             readiness.start_draining()
             await grpc_server.refuse()
             wakeups.close()
-            await grpc_server.stop(settings.drain_s)
+            await asyncio.gather(grpc_server.stop(settings.drain_s), http_server.drain(settings.drain_s))
             http_server.stop()
             await _end(background)
 

@@ -11,7 +11,7 @@ from groupreplay import AsyncClient, NewToken, Scope, Token
 from groupreplay_server.app import RunningServer, running_server
 from groupreplay_server.settings import ServerSettings
 
-ADMIN_TOKEN = "an-admin-token-of-more-than-32-characters"  # noqa: S105
+ADMIN_TOKEN = "an-admin-token-of-more-than-32-characters"
 LogIn = Callable[[str], Awaitable[AsyncClient]]
 """Opens a client with a token; it is closed when the test ends."""
 

@@ -47,9 +47,7 @@ async def test_each_scope_may_make_its_calls_and_no_others(
         for scope, token in tokens.items():
             for rpc in RPCS:
                 if door == "grpc":
-                    code, reason = await over_grpc(
-                        channel, rpc, request_about(rpc, "math").SerializeToString(), token
-                    )
+                    code, reason = await over_grpc(channel, rpc, request_about(rpc, "math").SerializeToString(), token)
                     refused = code is grpc.StatusCode.PERMISSION_DENIED
                 else:
                     status, reason = await over_rest(http, rpc, "math", token)
