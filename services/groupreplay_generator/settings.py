@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from groupreplay.connection import Connection
 from groupreplay.errors import InvalidRequestError
 from groupreplay.groups import check_name
-from groupreplay_generator.sections import VllmSettings, check_engine
+from groupreplay_generator.sections import MetricsSettings, VllmSettings, check_engine
 
 
 def _own_name() -> str:
@@ -66,6 +66,7 @@ class GeneratorSettings(Connection):
     """Append the id of every acknowledged group to this file, to account for them afterwards."""
 
     vllm: VllmSettings = field(default_factory=VllmSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
     def __post_init__(self) -> None:
         check_engine(self.engine, self.vllm, threads=self.threads)

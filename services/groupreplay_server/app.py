@@ -27,6 +27,7 @@ from groupreplay_server.closer import Closer
 from groupreplay_server.embedded import embedded_redis
 from groupreplay_server.exposure import check_exposure
 from groupreplay_server.janitor import Janitor
+from groupreplay_server.measuring import Measurer
 from groupreplay_server.rate_limiter import RateLimiter
 from groupreplay_server.readiness import Readiness
 from groupreplay_server.service import ReplayService
@@ -100,7 +101,14 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         operations = Operations(service, metrics)
         grpc_server = GrpcServer(GrpcApi(operations, metrics, access), AccessInterceptor(access, metrics))
         calls = RunningCalls()
-        app = make_app(service, operations, readiness, metrics, access, calls)
+        app = make_app(
+            operations,
+            measurer=Measurer(store),
+            readiness=readiness,
+            metrics=metrics,
+            access=access,
+            running=calls,
+        )
         app.add_middleware(AccessMiddleware, access=access, open_metrics=settings.open_metrics)
         http_server = HttpServer(app, calls, certificates)
         grpc_port = grpc_server.bind(settings.grpc_listen, certificates)

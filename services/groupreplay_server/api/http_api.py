@@ -10,7 +10,6 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from groupreplay.errors import GroupReplayError
 from groupreplay_server.access import Access
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.operations import Operations
@@ -19,16 +18,17 @@ from groupreplay_server.api.rest.problems import http_problem
 from groupreplay_server.api.rest.router import make_router
 from groupreplay_server.api.running import CountCalls, RunningCalls
 from groupreplay_server.certificates import Certificates
+from groupreplay_server.measuring import Measurer
 from groupreplay_server.readiness import Readiness
-from groupreplay_server.service import ReplayService
 
 _LAST_SECOND = 1
 """Seconds for an answer that is on its way when the server stops."""
 
 
 def make_app(
-    service: ReplayService,
     operations: Operations,
+    *,
+    measurer: Measurer,
     readiness: Readiness,
     metrics: Metrics,
     access: Access,
@@ -55,11 +55,7 @@ def make_app(
     @app.get("/metrics")
     async def metrics_page() -> Response:
         """What Prometheus scrapes; without the tables while Redis is away."""
-        try:
-            tables = await service.list_tables()
-        except GroupReplayError:
-            tables = []
-        return Response(metrics.exposition(tables), media_type=CONTENT_TYPE_LATEST)
+        return Response(metrics.exposition(await measurer.read()), media_type=CONTENT_TYPE_LATEST)
 
     return app
 

@@ -109,6 +109,7 @@ class Operations:
 
     async def next_batch(self, request: pb.NextBatchRequest) -> AsyncIterator[bytes]:
         batch = await self._service.batches.next_batch(request.run, request.table, **_lease_request(request))
+        self._metrics.delivered(request.run, request.table, batch)
         messages = serialize_outline(batch) if request.headers_only else self._send(request.run, request.table, batch)
         async for message in messages:
             yield message
@@ -124,6 +125,7 @@ class Operations:
 
     async def sample(self, request: pb.SampleRequest) -> AsyncIterator[bytes]:
         batch = await self._service.batches.sample(request.run, request.table, **_lease_request(request))
+        self._metrics.delivered(request.run, request.table, batch)
         async for message in self._send(request.run, request.table, batch):
             yield message
 

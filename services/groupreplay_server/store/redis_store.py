@@ -32,6 +32,7 @@ from groupreplay_server.store.fields import (
 from groupreplay_server.store.keeping_store import KeepingStore, KeptGroup
 from groupreplay_server.store.keys import RUNS, RunKeys, TableKeys
 from groupreplay_server.store.listing_store import ListingStore
+from groupreplay_server.store.measure_store import MeasureStore
 from groupreplay_server.store.piece_store import PieceStore
 from groupreplay_server.store.policy_store import PolicyStore
 from groupreplay_server.store.records import (
@@ -70,6 +71,7 @@ class RedisStore:
         self.policies = PolicyStore(redis, clock)
         self.keeping = KeepingStore(redis, self._shared)
         self.listing = ListingStore(redis, self._shared)
+        self.measures = MeasureStore(redis, self._shared)
         self.pieces = PieceStore(redis, clock, new_seed)
 
     async def ping(self) -> None:
