@@ -8,6 +8,7 @@ from groupreplay import convert, convert_diagnosis, convert_listing, convert_pie
 from groupreplay.errors import GroupReplayError, InternalError, InvalidRequestError, StoreUnavailableError
 from groupreplay.groups import check_name
 from groupreplay.parts import AssembledGroup, PartAssembler
+from groupreplay.request_ids import current_request_id
 from groupreplay.tokens import token_from_proto, token_to_proto
 from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.api.listing import group_filter, listed_group
@@ -350,4 +351,7 @@ def typed_error(rpc: str, error: Exception) -> GroupReplayError:
     if isinstance(error, TimeoutError):
         return StoreUnavailableError(f"{rpc} did not end within the caller's deadline; Redis is slow or away")
     _log.error("%s failed", rpc, exc_info=error)
-    return InternalError(f"{rpc} failed with {type(error).__name__}; the service's log has the details")
+    return InternalError(
+        f"{rpc} failed with {type(error).__name__}; the service's log has the details, under request id "
+        f"{current_request_id()}"
+    )

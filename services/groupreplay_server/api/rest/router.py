@@ -18,6 +18,7 @@ from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.access import Access
 from groupreplay_server.api.checked_call import CheckedCall
 from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.api.observed_call import observed
 from groupreplay_server.api.operations import Operations, typed_error
 from groupreplay_server.api.rest.bodies import JSON_TYPE, LINES_TYPE, while_caller_listens
 from groupreplay_server.api.rest.calls import Call, Options, json_line
@@ -78,7 +79,7 @@ class RestDoor:
 
     async def _object(self, call: Call) -> Response:
         rpc = call.route.rpc
-        with self._metrics.call(rpc), self._access.audited(rpc, call.checked.target):
+        with observed(self._metrics, self._access, rpc, call.checked.target):
             async with asyncio.timeout(call.deadline_s):
                 message = await call.unary()
         created = isinstance(message, pb.CreateTableResponse) and message.created
@@ -98,7 +99,7 @@ class RestDoor:
         """Yield the lines of an answer. What goes wrong before the first is raised, later it is the last line."""
         rpc, started = call.route.rpc, False
         try:
-            with self._metrics.call(rpc), self._access.audited(rpc, call.checked.target):
+            with observed(self._metrics, self._access, rpc, call.checked.target):
                 async with aclosing(call.lines(message)) as lines:
                     async for line in lines:
                         await call.checked.confirm()

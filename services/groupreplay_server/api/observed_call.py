@@ -1,0 +1,64 @@
+"""What is noted of every call, at either front door: metrics, the audit log, and a line in the log if it fails."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from groupreplay.errors import GroupReplayError
+from groupreplay_server.access import Access, current_caller
+from groupreplay_server.api.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+_PACE = frozenset({"BATCH_NOT_READY", "TABLE_FULL", "RATE_LIMITED", "QUOTA_EXCEEDED", "SHUTTING_DOWN"})
+"""Part of normal work."""
+_OURS = frozenset({"INTERNAL", "STORE_UNAVAILABLE", "DURABILITY_NOT_REACHED", "PAYLOAD_LOST"})
+"""Not the caller's fault."""
+
+
+@contextmanager
+def observed(metrics: Metrics, access: Access, rpc: str, target: dict[str, str]) -> Iterator[None]:
+    """Observe one call from its start to its end; target, which may be filled in meanwhile, is what it is about."""
+    with metrics.call(rpc), access.audited(rpc, target), _logged(rpc, target):
+        yield
+
+
+@contextmanager
+def _logged(rpc: str, target: dict[str, str]) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    except GroupReplayError as error:
+        _log.log(
+            _level(error.reason),
+            "%s ended with %s: %s",
+            rpc,
+            error.reason,
+            error,
+            extra=_fields(rpc, error.reason, started, target),
+        )
+        raise
+    else:
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s ended well", rpc, extra=_fields(rpc, "OK", started, target))
+
+
+def _level(reason: str) -> int:
+    if reason in _PACE:
+        return logging.DEBUG
+    return logging.WARNING if reason in _OURS else logging.INFO
+
+
+def _fields(rpc: str, reason: str, started: float, target: dict[str, str]) -> dict[str, object]:
+    """Return what a line of JSON says beside its message."""
+    caller = current_caller()
+    about = {key: value for key, value in target.items() if key != "name"}  # logging has a name of its own
+    return {
+        "method": rpc,
+        "reason": reason,
+        "seconds": round(time.perf_counter() - started, 6),
+        "token": caller.name,
+        "peer": caller.peer,
+        **about,
+    }
