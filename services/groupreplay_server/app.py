@@ -100,7 +100,14 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         operations = Operations(service, metrics)
         grpc_server = GrpcServer(GrpcApi(operations, metrics, access), AccessInterceptor(access, metrics))
         calls = RunningCalls()
-        app = make_app(service, operations, readiness, metrics, access, calls)
+        app = make_app(
+            service=service,
+            operations=operations,
+            readiness=readiness,
+            metrics=metrics,
+            access=access,
+            running=calls,
+        )
         app.add_middleware(AccessMiddleware, access=access, open_metrics=settings.open_metrics)
         http_server = HttpServer(app, calls, certificates)
         grpc_port = grpc_server.bind(settings.grpc_listen, certificates)

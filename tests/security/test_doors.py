@@ -91,7 +91,7 @@ CASES: dict[str, tuple[Callable[[Doors], Answers], tuple[Any, str], Callable[[Do
     ),
     "of another type": (
         lambda it: it.grpc("NextBatch", b"\xff\xff\xff"),
-        (Code.INTERNAL, ""),  # grpc's own answer to bytes that are no message
+        (Code.INVALID_ARGUMENT, "INVALID_REQUEST"),
         lambda it: it.rest("POST", f"{TABLE}/batches/next", b"{}", **{"content-type": "text/plain"}),
         (415, "INVALID_REQUEST"),
     ),

@@ -27,6 +27,7 @@ _LAST_SECOND = 1
 
 
 def make_app(
+    *,
     service: ReplayService,
     operations: Operations,
     readiness: Readiness,
