@@ -9,11 +9,19 @@ from hypothesis import strategies as st
 
 RUN, TABLE = "fuzz", "train"
 MOST_BYTES = 64
-_NAMES = st.sampled_from([RUN, TABLE, "a", "", "a/b", "\x00", "ä", "x" * 300, "{fuzz}:policy", "gr1:runs", "-1", "NaN"])
+_ODD_NAMES = ["a", "", "a/b", "\x00", "ä", "x" * 300, "{fuzz}:policy", "gr1:runs", "-1", "NaN"]
+_NAMES = st.sampled_from([RUN, TABLE, *_ODD_NAMES])
+_SMALL = st.sampled_from([1.0] * 8 + [0.0, 5.0, -1.0, float("nan"), float("inf")])
+_IDS = st.sampled_from([RUN] * 12 + _ODD_NAMES)
+# What decides whether a call gets beyond its first check is mostly as it should be.
 _LIKELY: dict[str, st.SearchStrategy[Any]] = {
-    "run": st.just(RUN) | _NAMES,
-    "table": st.just(TABLE) | _NAMES,
-    "timeout_s": st.floats(-1, 0.02),
+    "run": st.sampled_from([RUN] * 20 + _ODD_NAMES),
+    "table": st.sampled_from([TABLE] * 20 + _ODD_NAMES),
+    "timeout_s": st.sampled_from([0.0] * 8 + [0.02, -1.0]),
+    "batch_size": st.sampled_from([1] * 8 + [0, 2, 2**31]),
+    "max_groups": st.sampled_from([1] * 8 + [0, 2**31]),
+    **dict.fromkeys(("lease_s", "interval_s", "admission_s"), _SMALL),
+    **dict.fromkeys(("lease_id", "producer_id", "group_id", "rewind_id", "piece_id", "name"), _IDS),
 }
 _INTEGERS = {
     FieldDescriptor.TYPE_INT32: (-(2**31), 2**31 - 1),
@@ -61,7 +69,8 @@ def messages(cls: type[Message]) -> st.SearchStrategy[bytes]:
     """Return serialized messages: well-formed, cut, with bytes changed, or no message at all."""
     descriptor: Any = cls.DESCRIPTOR
     whole = fields_of(descriptor).map(lambda fields: cls(**fields).SerializeToString())
-    return st.one_of(whole, whole, whole.flatmap(_damaged), st.binary(max_size=256))
+    kinds = (whole, whole.flatmap(_damaged), st.binary(max_size=256))
+    return st.sampled_from([0, 0, 0, 0, 1, 2]).flatmap(kinds.__getitem__)
 
 
 def _damaged(data: bytes) -> st.SearchStrategy[bytes]:

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import ServerProcess
+from samples import make_group
 from security.any_message import RUN, TABLE, messages
 from security.every_call import REASON_METADATA, RPCS
 
@@ -70,6 +71,8 @@ def test_any_bytes_are_answered_with_a_reason(
     """No fault of the service, no hang, no growth; and Redis afterwards holds what it may (an autouse check)."""
     with Client(fuzzed.grpc_address, timeout_s=10) as client:
         client.create_table(run=RUN, table=TABLE)
+        for name in (RUN, "a", "b"):  # some of them are named by what is thrown
+            client.insert(make_group(name), run=RUN, table=TABLE)
     method = SERVICE.methods_by_name[rpc]
     request_class: type[Message] = getattr(pb, method.input_type.name)
     one = messages(request_class)

@@ -87,7 +87,8 @@ def test_both_ports_speak_tls_and_nothing_else(serve: Serve, authority: Authorit
     process = serve()
     assert list_tables(process, ca_file=authority.ca_file) == []
     assert ready(process, ssl.create_default_context(cafile=authority.ca_file)) == 200
-    for options in ({}, {"tls": True}):
+    untrusting: list[dict[str, Any]] = [{}, {"tls": True}]
+    for options in untrusting:
         with pytest.raises(ServiceUnavailableError):
             list_tables(process, REFUSED_S, **options)
     with pytest.raises(httpx.HTTPError):
@@ -102,10 +103,11 @@ def test_mutual_tls_lets_in_only_whom_its_authority_signed(serve: Serve, authori
     stranger = Authority(tmp_path / "other").sign("stranger")
     friend = authority.sign("friend")
     process = serve("--tls-client-ca-file", str(authority.ca_file))
-    trusted = {"ca_file": authority.ca_file}
-    friendly = {"cert_file": friend.cert_file, "key_file": friend.key_file}
+    trusted: dict[str, Any] = {"ca_file": authority.ca_file}
+    friendly: dict[str, Any] = {"cert_file": friend.cert_file, "key_file": friend.key_file}
     assert list_tables(process, **trusted, **friendly) == []
-    for options in ({}, {"cert_file": stranger.cert_file, "key_file": stranger.key_file}):
+    strangers: list[dict[str, Any]] = [{}, {"cert_file": stranger.cert_file, "key_file": stranger.key_file}]
+    for options in strangers:
         with pytest.raises(ServiceUnavailableError):
             list_tables(process, REFUSED_S, **trusted, **options)
     context = ssl.create_default_context(cafile=authority.ca_file)
@@ -144,7 +146,7 @@ def test_clients_of_an_authority_that_was_taken_out_are_refused_without_a_restar
     accepted = tmp_path / "accepted.pem"
     shutil.copy(authority.ca_file, accepted)
     process = serve("--tls-client-ca-file", str(accepted))
-    trusted = {"ca_file": authority.ca_file}
+    trusted: dict[str, Any] = {"ca_file": authority.ca_file}
     assert list_tables(process, **trusted, cert_file=old.cert_file, key_file=old.key_file) == []
     shutil.copy(successor.ca_file, accepted)
     assert list_tables(process, **trusted, cert_file=new.cert_file, key_file=new.key_file) == []
