@@ -12,7 +12,8 @@ from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.api.rest.transcode import Json
 
 PATH: dict[str, Json] = {
-    "run": "math", "table": "train", "lease_id": "step-1", "producer_id": "generator-0", "step": 1, "name": "generator-0",
+    "run": "math", "table": "train", "lease_id": "step-1", "producer_id": "generator-0", "step": 1,
+    "name": "generator-0",
 }  # fmt: skip
 GROUP: dict[str, Json] = {
     "group_id": "g1", "prompt_id": "p1", "task": "addition", "producer_id": "generator-0", "policy_version_min": 3,

@@ -58,7 +58,7 @@ REASONS: dict[str, tuple[str, ...]] = {
 
 _ABOUT = """Every operation of groupreplay's gRPC service, in plain JSON. docs/reference/rest.md has the rules that hold
 for all of them: names, numbers, options, streams and errors."""
-_TOKEN = "grt.NAME.SECRET, where the service asks for tokens; docs/howto/secure-the-service.md lists the scopes"
+_LOGIN = "grt.NAME.SECRET, where the service asks for tokens; docs/howto/secure-the-service.md lists the scopes"
 _TIMEOUT = "Seconds to wait for what is asked for, 0 to 86400"
 _COLUMNS = "How columns of numbers are sent: arrays of numbers, or base64 of their little-endian bytes"
 
@@ -97,7 +97,7 @@ class Document:
             "components": {
                 "schemas": dict(sorted(self._schemas.items())),
                 "responses": dict(sorted(self._problems.items())),
-                "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": _TOKEN}},
+                "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": _LOGIN}},
             },
             "security": [{"token": []}, {}],
         }
