@@ -107,7 +107,7 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         )
         calls = RunningCalls()
         app = make_app(
-            operations,
+            operations=operations,
             measurer=Measurer(store),
             readiness=readiness,
             metrics=metrics,

@@ -26,6 +26,8 @@ def request_about(rpc: str, run: str) -> Any:
     for field, value in (("run", run), ("table", "train")):
         if field in subject.DESCRIPTOR.fields_by_name:
             setattr(subject, field, value)
+    if rpc == "WatchPolicy":
+        request.after_version = -1  # it answers at once
     if "timeout_s" in request.DESCRIPTOR.fields_by_name:
         request.timeout_s = 0.0
     return request

@@ -1,5 +1,6 @@
 """Each way a call can be wrong has a status of its own at each door, and one reason for both."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from groupreplay.groups import now_ms
 from groupreplay.v1 import error_pb2, group_pb2
 from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.api.grpc_server import MAX_MESSAGE_BYTES
+from groupreplay_server.api.rest.bodies import MAX_REQUEST_BYTES
 from groupreplay_server.api.rest.groups import group_to_json
 from groupreplay_server.app import RunningServer
 
@@ -45,6 +47,18 @@ class Doors:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await call(b"", metadata=(("authorization", f"Bearer {ADMIN_TOKEN}"),))
         return raised.value.code(), ""
+
+    async def announcing(self, path: str, size: int) -> tuple[int, str]:
+        """Begin a POST whose body has so many bytes, and send none; return status and reason."""
+        reader, writer = await asyncio.open_connection(self.http.base_url.host, self.http.base_url.port)
+        writer.write(
+            f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN_TOKEN}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {size}\r\n\r\n".encode()
+        )
+        async with asyncio.timeout(20):
+            head, _, problem = (await reader.readuntil(b"}")).partition(b"\r\n\r\n")
+        writer.close()
+        return int(head.split()[1]), orjson.loads(problem)["reason"]
 
     async def rest(
         self, verb: str, path: str, content: bytes = b"", token: str | None = ADMIN_TOKEN, **headers: str
@@ -91,14 +105,14 @@ CASES: dict[str, tuple[Callable[[Doors], Answers], tuple[Any, str], Callable[[Do
     ),
     "of another type": (
         lambda it: it.grpc("NextBatch", b"\xff\xff\xff"),
-        (Code.INTERNAL, ""),  # grpc's own answer to bytes that are no message
+        (Code.INVALID_ARGUMENT, "INVALID_REQUEST"),
         lambda it: it.rest("POST", f"{TABLE}/batches/next", b"{}", **{"content-type": "text/plain"}),
         (415, "INVALID_REQUEST"),
     ),
     "oversized message": (
         lambda it: it.grpc("Insert", bytes(MAX_MESSAGE_BYTES + 1)),
         (Code.RESOURCE_EXHAUSTED, ""),  # grpc's own answer: it has read the length only
-        lambda it: it.rest("POST", f"{TABLE}/groups/locate", b" " * (16 * 2**20 + 1)),
+        lambda it: it.announcing(f"{TABLE}/groups/locate", MAX_REQUEST_BYTES + 1),
         (413, "GROUP_TOO_LARGE"),
     ),
     "oversized headers": (

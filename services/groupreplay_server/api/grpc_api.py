@@ -6,8 +6,9 @@ from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
+from groupreplay.errors import InvalidRequestError
 from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.access import Access, note_peer
 from groupreplay_server.api.checked_call import CheckedCall
@@ -43,30 +44,30 @@ class GrpcApi:
         streamed = method.client_streaming
         if not method.server_streaming:
             unary = grpc.stream_unary_rpc_method_handler if streamed else grpc.unary_unary_rpc_method_handler
-            return unary(self._guard_unary(method.name, call, streamed), request_class.FromString, _serialize)
+            return unary(self._guard_unary(method.name, call, request_class, streamed), None, _serialize)
         make = grpc.stream_stream_rpc_method_handler if streamed else grpc.unary_stream_rpc_method_handler
-        return make(self._guard_stream(method.name, call, streamed), request_class.FromString, _serialize)
+        return make(self._guard_stream(method.name, call, request_class, streamed), None, _serialize)
 
     def _guard_unary(
-        self, name: str, call: Callable[[Any], Awaitable[Message]], streamed: bool
+        self, name: str, call: Callable[[Any], Awaitable[Message]], request_class: type[Message], streamed: bool
     ) -> Callable[[Any, "Context"], Awaitable[Message]]:
         async def guarded(request: Any, context: "Context") -> Message:
             try:
                 with self._checked(name, context) as checked:
                     async with asyncio.timeout(_time_left(context)):
-                        return await call(_admitted(request, checked, streamed))
+                        return await call(_admitted(request, checked, request_class, streamed))
             except Exception as error:  # noqa: BLE001  the boundary: every fault becomes an answer
                 await abort(context, name, error)
 
         return guarded
 
     def _guard_stream(
-        self, name: str, call: Callable[[Any], AsyncGenerator[Any]], streamed: bool
+        self, name: str, call: Callable[[Any], AsyncGenerator[Any]], request_class: type[Message], streamed: bool
     ) -> Callable[[Any, "Context"], AsyncIterator[Any]]:
         async def guarded(request: Any, context: "Context") -> AsyncIterator[Any]:
             try:
                 with self._checked(name, context) as checked:
-                    async with aclosing(call(_admitted(request, checked, streamed))) as messages:
+                    async with aclosing(call(_admitted(request, checked, request_class, streamed))) as messages:
                         async for message in messages:
                             await checked.before_answer(message)
                             yield message
@@ -83,13 +84,24 @@ class GrpcApi:
             yield checked
 
 
-def _admitted(request: Any, checked: CheckedCall, streamed: bool) -> Any:
-    """Return a request, or the stream of requests, that the caller's token allows."""
+def _admitted(request: Any, checked: CheckedCall, request_class: type[Message], streamed: bool) -> Any:
+    """Return a request, or the stream of requests, that the caller's token allows, from the bytes that came."""
     if streamed:
-        return checked.stream(request)
-    checked.check(request)
-    checked.charge(request)
-    return request
+        return checked.stream(_parse(request_class, data) async for data in request)
+    message = _parse(request_class, request)
+    checked.check(message)
+    checked.charge(message)
+    return message
+
+
+def _parse(request_class: type[Message], data: bytes) -> Message:
+    try:
+        return request_class.FromString(data)
+    except DecodeError as error:
+        raise InvalidRequestError(
+            f"{len(data)} bytes came that are no {request_class.__name__}: {error}; make them with the protos of "
+            "groupreplay.v1"
+        ) from None
 
 
 def _serialize(message: Message | bytes) -> bytes:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 PROBES = frozenset({"/healthz", "/readyz"})
 """Open to all: load balancers have no token, and these tell nothing of what is kept."""
 METRICS = "/metrics"
+_FORGOTTEN_BYTES = 2**20
+"""A refused body up to this size is read and forgotten, so that its connection can go on."""
 
 
 class AccessMiddleware:
@@ -35,7 +37,8 @@ class AccessMiddleware:
             if scope["path"] == METRICS:
                 self._access.check_run(caller, "GetServerInfo", "")  # all tables of all runs are on it
         except GroupReplayError as error:
-            await problem_response(error)(scope, receive, send)
+            more = {"Connection": "close"} if _is_large(scope) else None  # or all of it would be read, to be forgotten
+            await problem_response(error, headers=more)(scope, receive, send)
             return
 
         async def received() -> "Message":
@@ -55,3 +58,10 @@ class AccessMiddleware:
     async def _pay(self, size: int) -> None:
         if wait_s := self._access.charge(size):
             await asyncio.sleep(wait_s)
+
+
+def _is_large(scope: "Scope") -> bool:
+    """Whether a body is above _FORGOTTEN_BYTES, or does not say how long it is."""
+    headers = dict(scope["headers"])
+    length = headers.get(b"content-length", b"0")
+    return b"transfer-encoding" in headers or not length.isdigit() or int(length[:20]) > _FORGOTTEN_BYTES
