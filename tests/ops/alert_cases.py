@@ -167,12 +167,14 @@ CASES = (
     Case(
         alert="GroupreplayTableFull",
         what="there is room",
-        series=_both("groupreplay_table_fresh_groups", "10x60") | _both("groupreplay_table_fresh_capacity_groups", "64x60"),
+        series=_both("groupreplay_table_fresh_groups", "10x60")
+        | _both("groupreplay_table_fresh_capacity_groups", "64x60"),
     ),
     Case(
         alert="GroupreplayTableFull",
         what="there is none",
-        series=_both("groupreplay_table_fresh_groups", "64x60") | _both("groupreplay_table_fresh_capacity_groups", "64x60"),
+        series=_both("groupreplay_table_fresh_groups", "64x60")
+        | _both("groupreplay_table_fresh_capacity_groups", "64x60"),
         fires=(TABLE,),
     ),
     Case(

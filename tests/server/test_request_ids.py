@@ -54,7 +54,7 @@ def test_the_callers_name_is_in_the_lines_of_service_and_script(service: ServerP
     [ended] = [line for line in created if line.get("method") == "CreateTable"]
     assert (ended["reason"], ended["run"], ended["table"]) == ("OK", "run", "train")
     [failed] = [line for line in lines_of(log, "step-13") if "method" in line]
-    assert (failed["level"], failed["reason"]) == ("info", "UNKNOWN_TABLE")
+    assert (failed["level"], failed["reason"]) == ("debug", "UNKNOWN_TABLE")
     assert "no" in failed["message"]
 
 
@@ -102,7 +102,7 @@ def test_lines_for_people_and_for_programs(monkeypatch: pytest.MonkeyPatch) -> N
         said = StringIO()
         monkeypatch.setattr("sys.stderr", said)
         root.handlers.clear()
-        configure_logging(chosen)  # type: ignore[arg-type]
+        configure_logging(chosen)
         with request_id("step-1"):
             try:
                 raise KeyError("x")

@@ -11,8 +11,13 @@ from groupreplay_server.api.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
-_PACE = frozenset({"BATCH_NOT_READY", "TABLE_FULL", "RATE_LIMITED", "QUOTA_EXCEEDED", "SHUTTING_DOWN"})
-"""Part of normal work."""
+_PACE = frozenset(
+    {
+        "BATCH_NOT_READY", "TABLE_FULL", "RATE_LIMITED", "QUOTA_EXCEEDED", "SHUTTING_DOWN",
+        "UNKNOWN_RUN", "UNKNOWN_TABLE",
+    }
+)  # fmt: skip
+"""Part of normal work: who waits calls again, for a batch, for room, or for a trainer that makes run and table."""
 _OURS = frozenset({"INTERNAL", "STORE_UNAVAILABLE", "DURABILITY_NOT_REACHED", "PAYLOAD_LOST"})
 """Not the caller's fault."""
 
