@@ -60,7 +60,8 @@ def template(version: str, values: Path) -> str:
     for document in documents:
         if document["kind"] == "Secret":
             document["data"] = dict.fromkeys(document["data"], "cmFuZG9t")
-    return yaml.safe_dump_all(sorted(documents, key=_name))
+    rendered: str = yaml.safe_dump_all(sorted(documents, key=_name))
+    return rendered
 
 
 def _name(document: dict[str, Any]) -> tuple[str, str]:
