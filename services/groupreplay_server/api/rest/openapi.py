@@ -29,6 +29,7 @@ _LEASE = ("UNKNOWN_LEASE", "LEASE_EXPIRED", "STEP_CONFLICT")
 _BATCH = ("BATCH_NOT_READY", "STEP_CONFLICT", "LEASE_EXPIRED", "PAYLOAD_LOST")
 _STORED = ("DURABILITY_NOT_REACHED",)
 REASONS: dict[str, tuple[str, ...]] = {
+    "ListTables": ("UNKNOWN_RUN",),
     "CreateTable": ("TABLE_EXISTS",),
     "Insert": _STORED,
     "InsertStream": _STORED,
