@@ -71,7 +71,7 @@ async def test_rest_calls_are_counted_with_those_of_grpc(
         await table.until(missing=9)
         waiting.cancel()
         await table.until(missing=0)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while 'method="NextBatch",reason="CANCELLED"' not in (page := (await http.get("/metrics")).text):
                 pass
     assert 'groupreplay_call_seconds_count{method="DescribeTable",reason="UNKNOWN_TABLE"} 1.0' in page
