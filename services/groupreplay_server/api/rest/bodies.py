@@ -157,8 +157,9 @@ async def while_caller_listens(request: Request, work: Coroutine[Any, Any, _Resu
             task.cancel()
         with suppress(asyncio.CancelledError):
             await leaving
-        if not working.done():
-            await asyncio.wait({working})
+        await asyncio.wait({working})
+        if not working.cancelled():
+            working.exception()  # nobody is left to be told; asyncio would complain that nobody asked
 
 
 async def _until_gone(request: Request) -> None:
