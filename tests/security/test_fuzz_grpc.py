@@ -9,12 +9,13 @@ import grpc
 import pytest
 import redis
 from google.protobuf.message import Message
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from processes import ServerProcess
 from samples import make_group
 from security.any_message import RUN, TABLE, messages
 from security.every_call import REASON_METADATA, RPCS
+from security.fuzzing import fuzz
 
 from groupreplay import Client
 from groupreplay.errors import ERRORS
@@ -66,7 +67,7 @@ def answer_to(channel: grpc.Channel, rpc: str, requests: list[bytes]) -> tuple[g
 
 @pytest.mark.parametrize("rpc", RPCS)
 def test_any_bytes_are_answered_with_a_reason(
-    fuzzed: ServerProcess, channel: grpc.Channel, clean_redis: redis.Redis, rpc: str
+    fuzzed: ServerProcess, channel: grpc.Channel, clean_redis: redis.Redis, rpc: str, request: pytest.FixtureRequest
 ) -> None:
     """No fault of the service, no hang, no growth; and Redis afterwards holds what it may (an autouse check)."""
     with Client(fuzzed.grpc_address, timeout_s=10) as client:
@@ -78,7 +79,7 @@ def test_any_bytes_are_answered_with_a_reason(
     one = messages(request_class)
     before = resident_bytes(fuzzed)
 
-    @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+    @fuzz(request, EXAMPLES)
     @given(st.lists(one, min_size=1, max_size=4 if method.client_streaming else 1))
     def throw(requests: list[bytes]) -> None:
         code, reason, words = answer_to(channel, rpc, requests)

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 from certificates import Authority, Certificate
 from processes import ServerProcess
 
@@ -33,7 +34,7 @@ def served(authority: Authority) -> Certificate:
 
 
 @pytest.fixture
-def serve(redis_url: str, tmp_path: Path, served: Certificate) -> Iterator[Serve]:
+def serve(clean_redis: redis.Redis, redis_url: str, tmp_path: Path, served: Certificate) -> Iterator[Serve]:
     """Start a service with TLS."""
     process: ServerProcess | None = None
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from starlette.requests import ClientDisconnect
 
 from groupreplay import __version__
 from groupreplay.errors import GroupReplayError
@@ -69,6 +70,9 @@ class Metrics:
             yield
         except GroupReplayError as error:
             reason = error.reason
+            raise
+        except ClientDisconnect:
+            reason = "CANCELLED"
             raise
         except BaseException as error:
             reason = "CANCELLED" if not isinstance(error, Exception) else "INTERNAL"
