@@ -21,7 +21,7 @@ FILES = sorted((CHART / "ci").glob("*-values.yaml"))
 
 def render(*options: str) -> list[dict[str, Any]]:
     """Return what Helm makes of the chart with these options."""
-    command = [helm("3"), "template", "r", str(CHART), "--namespace", "ns", *options]
+    command = [str(helm("3")), "template", "r", str(CHART), "--namespace", "ns", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 

@@ -124,7 +124,7 @@ def test_passwords_are_made_once(tmp_path: Path) -> None:
 
 def test_the_health_check_of_images_tells_ready_from_not(server_process: ServerProcess) -> None:
     """0 while the service is ready, 1 with a reason when nobody answers."""
-    check = [sys.executable, DOCKER / "healthcheck.py", f"http://{server_process.http_address}/readyz"]
+    check = [sys.executable, str(DOCKER / "healthcheck.py"), f"http://{server_process.http_address}/readyz"]
     environment = plain_environment()
     assert subprocess.run(check, env=environment, check=False).returncode == 0
     server_process.terminate()

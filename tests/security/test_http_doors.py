@@ -80,8 +80,8 @@ def test_every_route_is_one_that_the_table_of_scopes_knows() -> None:
     """Any good token opens what does not look at its scope, as the routes of REST do: think of a new one here."""
     nothing: Any = None
     app = make_app(
-        service=nothing,
         operations=Operations(nothing, nothing),
+        measurer=nothing,
         readiness=nothing,
         metrics=nothing,
         access=nothing,

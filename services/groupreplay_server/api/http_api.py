@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
+from groupreplay.errors import GroupReplayError
 from groupreplay_server.access import Access
 from groupreplay_server.api import rest
 from groupreplay_server.api.metrics import Metrics
