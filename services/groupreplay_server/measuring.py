@@ -12,7 +12,7 @@ from groupreplay_server.store.redis_store import RedisStore
 FRESH_FOR_S = 1.0
 RANKED_FOR_S = 30.0
 """How long the choice of tables stands, where there are too many."""
-MAX_TABLES = 200
+MAX_TABLES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 from get_helm import helm
-from lint_chart import validate
 from ops.rule_files import CHART, alerts
 from processes import ServerProcess, plain_environment
 
@@ -116,6 +115,15 @@ def test_trainer_and_generators_see_weights_at_the_same_path() -> None:
 
 
 @pytest.mark.ops
+def test_the_program_of_helm_test_reaches_python_whole() -> None:
+    """Its lines are indented by the template, and must come out as they were."""
+    [container] = pick(render(), "Pod", "-test")["spec"]["containers"]
+    program, *flags = container["args"]
+    assert program == (CHART / "files/first_group.py").read_text()
+    assert [flag.partition("=")[0] for flag in flags] == ["--server", "--token-file"]
+
+
+@pytest.mark.ops
 def test_alerts_lead_to_their_pages() -> None:
     """With the place where the pages are published put before their path."""
     rule = pick(render("--values", str(CHART / "ci/production-values.yaml")), "PrometheusRule")
@@ -165,6 +173,8 @@ def test_what_cannot_work_is_refused_with_what_to_set(what: str) -> None:
 @pytest.mark.ops
 def test_the_check_against_the_schemas_of_kubernetes_can_fail() -> None:
     """A field that no version knows, and one of the wrong kind, are found."""
+    from lint_chart import validate  # noqa: PLC0415  its schemas are installed for the tests marked ops only
+
     service = pick(render(), "Service", "-headless")
     assert list(validate(yaml.safe_dump(service))) == []
     service["spec"]["clusterIPP"] = "None"

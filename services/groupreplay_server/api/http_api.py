@@ -66,7 +66,7 @@ def make_app(
     @app.get("/metrics")
     async def metrics_page() -> Response:
         """What Prometheus scrapes; without the tables while Redis is away."""
-        return Response(metrics.exposition(await measurer.read()), media_type=CONTENT_TYPE_LATEST)
+        return Response(await metrics.page(await measurer.read()), media_type=CONTENT_TYPE_LATEST)
 
     return app
 

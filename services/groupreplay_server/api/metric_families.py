@@ -252,7 +252,7 @@ REDIS_UP: Final = Family(name="redis_up", kind=Kind.GAUGE, meaning="1 while Redi
 TABLES_LEFT_OUT: Final = Family(
     name="tables_left_out",
     kind=Kind.GAUGE,
-    meaning="Tables that are not shown: beyond the 200 that were inserted into last",
+    meaning="Tables that are not shown: beyond the 100 that were inserted into last",
 )
 BUILD: Final = Family(name="build_info", kind=Kind.GAUGE, meaning="1, with the version", labels=("version",))
 CALLS: Final = Family(

@@ -1,5 +1,6 @@
 """What Prometheus scrapes. Labels are bounded: methods, reasons, so many tables, and so many tasks of each."""
 
+import asyncio
 import time
 from collections import Counter as Tally
 from collections.abc import Iterator, Sequence
@@ -59,6 +60,8 @@ class Metrics:
         self._delivering: set[tuple[str, str]] = set()
         Gauge(PREFIX + BUILD.name, BUILD.meaning, BUILD.labels, registry=self.registry).labels(__version__).set(1)
         self._reading = ReadingCollector()
+        self._page = b""
+        self._one = asyncio.Lock()
         self.registry.register(self._reading)
 
     @contextmanager
@@ -94,10 +97,16 @@ class Metrics:
         for group in batch.groups:
             self._staleness.labels(run, table, group.source.value).observe(group.staleness)
 
-    def exposition(self, reading: Reading) -> bytes:
-        """Return the text that Prometheus reads, with what was read of tables and Redis."""
-        self._reading.reading = reading
-        return generate_latest(self.registry)
+    async def page(self, reading: Reading) -> bytes:
+        """Return the text that Prometheus reads, with what was read of tables and Redis.
+
+        It is made once of each reading, and in a thread: of a hundred tables it takes long enough to hold up calls.
+        """
+        async with self._one:
+            if self._reading.reading is not reading:
+                self._reading.reading = reading
+                self._page = await asyncio.to_thread(generate_latest, self.registry)
+            return self._page
 
 
 class ReadingCollector:
