@@ -115,6 +115,19 @@ def test_trainer_and_generators_see_weights_at_the_same_path() -> None:
 
 
 @pytest.mark.ops
+@pytest.mark.parametrize(("tls", "protocols"), [(False, {"HTTP", "GRPC"}), (True, {"HTTPS", "GRPCS"})])
+def test_an_ingress_speaks_the_protocol_that_the_service_speaks(tls: bool, protocols: set[str]) -> None:
+    """With TLS on, and without."""
+    options = ["--set", "ingress.enabled=true,ingress.httpHost=a.example,ingress.grpcHost=b.example"]
+    documents = render(*options, *(["--set", "tls.enabled=true,tls.existingSecret=t"] if tls else []))
+    ingresses = [it for it in documents if it["kind"] == "Ingress"]
+    key = "nginx.ingress.kubernetes.io/backend-protocol"
+    assert {it["metadata"]["annotations"][key] for it in ingresses} == protocols
+    [grpc, _] = pick(documents, "Service", "groupreplay")["spec"]["ports"]
+    assert ("appProtocol" in grpc) is not tls
+
+
+@pytest.mark.ops
 def test_the_program_of_helm_test_reaches_python_whole() -> None:
     """Its lines are indented by the template, and must come out as they were."""
     [container] = pick(render(), "Pod", "-test")["spec"]["containers"]
