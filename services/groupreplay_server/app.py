@@ -77,7 +77,7 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         service = ReplayService(store, wakeups, janitor, about)
         closer = Closer(store, service.partial_groups, wakeups)
         grpc_server = GrpcServer(GrpcApi(service, metrics))
-        http_server = HttpServer(make_app(service, readiness, metrics))
+        http_server = HttpServer(make_app(service, readiness, metrics, atropos_table=settings.atropos_table))
         grpc_port = grpc_server.bind(settings.grpc_listen)
         http_port = http_server.bind(settings.http_listen)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())

@@ -1,4 +1,4 @@
-"""The HTTP front door: health, readiness and metrics."""
+"""The HTTP front door: health, readiness, metrics, and the Atropos API."""
 
 import socket
 from collections.abc import Iterator
@@ -10,13 +10,18 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from groupreplay.errors import GroupReplayError
+from groupreplay_server.api.atropos import include_atropos
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.readiness import Readiness
 from groupreplay_server.service import ReplayService
 
 
-def make_app(service: ReplayService, readiness: Readiness, metrics: Metrics) -> FastAPI:
-    """Return the ASGI application."""
+def make_app(service: ReplayService, readiness: Readiness, metrics: Metrics, *, atropos_table: str = "") -> FastAPI:
+    """Return the ASGI application.
+
+    Raises:
+        OSError: atropos_table is not RUN/TABLE.
+    """
     app = FastAPI(title="groupreplay", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/healthz")
@@ -39,6 +44,7 @@ def make_app(service: ReplayService, readiness: Readiness, metrics: Metrics) -> 
             tables = []
         return Response(metrics.exposition(tables), media_type=CONTENT_TYPE_LATEST)
 
+    include_atropos(app, service, metrics, at_root=atropos_table)
     return app
 
 
