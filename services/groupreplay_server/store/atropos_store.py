@@ -48,7 +48,7 @@ class Turn:
     groups: int
     """Slots that are asked for."""
     handed: bool = False
-    """Whether the answer with the batch left the service whole."""
+    """Whether the batch left the service to its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,5 @@
 """The fresh groups of a table in order of arrival: Atropos counts its queue in sequences, and by environment."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,8 +10,6 @@ from groupreplay_server.listing import MAX_LISTED
 from groupreplay_server.service import ReplayService
 from groupreplay_server.store.listing_store import GroupFilter
 
-SEEN_S = 0.5
-"""How old the queue may be that an environment is told of: each of them asks ten times a second."""
 _ANY = GroupFilter()
 
 
@@ -31,11 +28,21 @@ class Arrivals:
 
     def __init__(self, service: ReplayService) -> None:
         self._service = service
-        self._seen: dict[tuple[str, str], tuple[float, list[QueuedGroup]]] = {}
+        self._read: dict[tuple[str, str], tuple[tuple[int, int], list[QueuedGroup]]] = {}
 
     async def queue(self, run: str, table: str) -> list[QueuedGroup]:
-        """Return the queue as it is now, oldest first."""
-        found, cursor = [], ""
+        """Return the queue, oldest first; it is read only where it changed, as each environment asks all the time."""
+        state = await self._service.describe_table(run, table)
+        looks = state.fresh, state.counters.get("inserted", 0)
+        known, queue = self._read.get((run, table), (None, []))
+        if known != looks:
+            queue = await self._list(run, table)
+            self._read[run, table] = looks, queue
+        return queue
+
+    async def _list(self, run: str, table: str) -> list[QueuedGroup]:
+        found: list[QueuedGroup] = []
+        cursor = ""
         while True:
             page, cursor = await self._service.listing.page(
                 run, table, states=[GroupState.FRESH], wanted=_ANY, limit=MAX_LISTED, cursor=cursor
@@ -44,15 +51,7 @@ class Arrivals:
             if not cursor:
                 break
         found.reverse()  # pages begin with the latest arrival
-        self._seen[run, table] = time.monotonic(), found
         return found
-
-    async def recent_queue(self, run: str, table: str) -> list[QueuedGroup]:
-        """Return the queue as it was SEEN_S ago at most."""
-        seen_at, queue = self._seen.get((run, table), (0.0, None))
-        if queue is None or time.monotonic() >= seen_at + SEEN_S:
-            return await self.queue(run, table)
-        return queue
 
 
 def slots_for(queue: Sequence[QueuedGroup], batch_size: int) -> int:

@@ -92,7 +92,9 @@ def route_class(metrics: Metrics) -> type[APIRoute]:
             async def answer(request: Request) -> Response:
                 try:
                     with metrics.call(method):
-                        return await _handle(handle, UnpackedRequest(request.scope, request.receive))
+                        unpacked = UnpackedRequest(request.scope, request.receive)
+                        await unpacked.body()  # here: FastAPI takes any error of it for malformed JSON
+                        return await _handle(handle, unpacked)
                 except GroupReplayError as error:
                     return _refusal(error)
 

@@ -75,7 +75,7 @@ class EnvironmentRoutes:
                 f"no environment {env.env_id} is registered for table {served.run}/{served.table}; call /register-env"
             )
         await self._beat(served, environment)
-        queue = await served.arrivals.recent_queue(*served.names)
+        queue = await served.arrivals.queue(*served.names)
         return JSONResponse(environment_status(state, environment, queue))
 
     async def scored_data(self, request: Request, scored_data: ScoredData) -> JSONResponse:

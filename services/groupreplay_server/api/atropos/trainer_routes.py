@@ -3,12 +3,11 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from starlette.types import Send
 
 from groupreplay.convert import group_from_wire
 from groupreplay.errors import UnknownRunError, UnknownTableError
@@ -19,6 +18,7 @@ from groupreplay_server.api.atropos.tables import ServedTable, ServedTables
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.limits import MAX_BATCH_SIZE, check_range
 from groupreplay_server.store.atropos_store import Registration as Trainer
+from groupreplay_server.store.atropos_store import Turn
 from groupreplay_server.store.records import LeasedBatch, LeasedGroup
 
 _NOT_REGISTERED = {"status": "error", "message": "Trainer not registered. Call /register first.", "batch": []}
@@ -91,12 +91,7 @@ class TrainerRoutes:
         taken = await served.turns.take(*served.names)
         if taken is None:
             return JSONResponse({"batch": None})
-        turn, batch = taken
-
-        async def sent() -> None:
-            await served.turns.handed(*served.names, turn)
-
-        return BatchResponse(self._serialize(served, batch), sent)
+        return StreamingResponse(self._serialize(served, *taken), media_type="application/json")
 
     async def latest_example(self, request: Request) -> JSONResponse:
         """Show the group that came last, where it is still there."""
@@ -123,27 +118,17 @@ class TrainerRoutes:
         await served.service.atropos.reset(*served.names, resets=state.resets + 1)
         return PlainTextResponse("Reset successful")
 
-    async def _serialize(self, served: ServedTable, batch: LeasedBatch) -> AsyncIterator[bytes]:
+    async def _serialize(self, served: ServedTable, turn: Turn, batch: LeasedBatch) -> AsyncIterator[bytes]:
+        """Yield the answer; a client that leaves has this cancelled, and gets the same batch again."""
         yield b'{"batch":['
         between = b""
         async for group, payload in served.service.batches.payloads(*served.names, batch.groups):
             self._metrics.payload("out", len(payload))
             yield between + await asyncio.to_thread(_serialize_item, group, payload)
             between = b","
+        # Before the last bytes: whoever has them may ask for the next batch at once.
+        await served.turns.handed(*served.names, turn)
         yield b"]}"
-
-
-class BatchResponse(StreamingResponse):
-    """A batch on its way, and what to do once it left whole."""
-
-    def __init__(self, content: AsyncIterator[bytes], sent: Callable[[], Awaitable[None]]) -> None:
-        super().__init__(content, media_type="application/json")
-        self._sent = sent
-
-    async def stream_response(self, send: Send) -> None:
-        """Send it; a client that leaves before the end has this cancelled, or broken."""
-        await super().stream_response(send)
-        await self._sent()
 
 
 def _item(header: bytes, payload: bytes) -> dict[str, Any]:

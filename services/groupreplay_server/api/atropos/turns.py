@@ -1,7 +1,7 @@
 """The trainer's side: this API has no commit, so a batch is committed when the one after it is there to be handed out.
 
 One batch is in between. Its trainer may die: /register, or the end of the lease, puts it back, and it is handed out
-again. An answer that did not leave whole, or is still on its way when somebody asks again, was not handed out either.
+again. An answer that broke before its end, or is still on its way when somebody asks again, was not handed out either.
 """
 
 import asyncio
@@ -67,7 +67,7 @@ class Turns:
                 return None  # rather than a batch without groups, which is behind us
 
     async def handed(self, run: str, table: str, turn: Turn) -> None:
-        """Take note that the answer with a batch left whole, unless another turn has begun."""
+        """Take note that a batch has all but left, unless another turn has begun."""
         async with self._locks[run, table]:
             state = await self._service.atropos.read(run, table)
             if state.turn and state.turn.lease_id == turn.lease_id:
