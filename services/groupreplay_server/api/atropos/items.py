@@ -95,18 +95,22 @@ def item_from_group(group: RolloutGroup) -> dict[str, Any]:
     rest = json.loads(columns[_REST].tobytes()) if _REST in columns else {}
     derived = _derived(group)
     nested = {name: unpack_nested(_PREFIX + name, columns, depth=depth) for name, (depth, _) in _NESTED.items()}
-    pushed = {name: unpack_nested(_PREFIX + name, columns, depth=2) for name in _AS_PUSHED}
     if group.tags.get(LOGPROBS_TAG) == "absent":
         derived["inference_logprobs"] = None
+    for name in _AS_PUSHED:
+        if _PREFIX + name in columns:
+            derived[name] = unpack_nested(_PREFIX + name, columns, depth=2)
+    if nested["ref_logprobs"] is None:
+        nested["ref_logprobs"] = _reference_logprobs(group)
     return {
         "tokens": derived["tokens"],
-        "masks": pushed["masks"] or derived["masks"],
+        "masks": derived["masks"],
         "scores": rest.get("scores", group.rewards.tolist()),
         "advantages": nested["advantages"],
-        "ref_logprobs": nested["ref_logprobs"] or _reference_logprobs(group),
+        "ref_logprobs": nested["ref_logprobs"],
         "messages": rest.get("messages"),
         "generation_params": rest.get("generation_params"),
-        "inference_logprobs": pushed["inference_logprobs"] or derived["inference_logprobs"],
+        "inference_logprobs": derived["inference_logprobs"],
         "overrides": rest.get("overrides"),
         "group_overrides": rest.get("group_overrides"),
         "images": json.loads(columns[_IMAGES].tobytes()) if _IMAGES in columns else None,
