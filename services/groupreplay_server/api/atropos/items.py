@@ -57,6 +57,7 @@ def group_from_item(item: ScoredData, receipt: Receipt) -> RolloutGroup:
         InvalidGroupError: it has no sequences, an empty one, lengths that disagree, or numbers that are not finite.
     """
     _check_lengths(item)
+    columns = _other_columns(item)  # first: what JSON cannot express has no hash either
     sequences = [flat_array("tokens", tokens, "int32") for tokens in item.tokens]
     trained = [flat_array("masks", mask, "int32") != NOT_TRAINED for mask in item.masks]
     prompt = _prompt_length(sequences, trained)
@@ -84,7 +85,7 @@ def group_from_item(item: ScoredData, receipt: Receipt) -> RolloutGroup:
         producer_id=receipt.producer_id,
         created_at_ms=now_ms(),
         tags=tags,
-        columns=_other_columns(item),
+        columns=columns,
     )
     return _with_what_differs(group, item)
 
