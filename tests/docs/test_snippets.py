@@ -15,6 +15,7 @@ from groupreplay_cli import COMMANDS, setting_names
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 ADDRESS = "127.0.0.1:50051"
+HTTP_ADDRESS = "127.0.0.1:8080"
 
 
 def blocks(page: Path, language: str) -> Iterator[str]:
@@ -46,6 +47,7 @@ def test_python_snippets_run(
         )
         sync_client.insert(group, run="math", table="train")
     code = "".join(blocks(page, "python")).replace(ADDRESS, server_process.grpc_address)
+    code = code.replace(HTTP_ADDRESS, server_process.http_address)
     exec(compile(code, name(page), "exec"), {"__name__": "snippet"})
 
 
