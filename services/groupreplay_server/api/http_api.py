@@ -1,4 +1,4 @@
-"""The HTTP front door: REST, health, readiness and metrics."""
+"""The HTTP front door: REST, the Atropos API, health, readiness and metrics."""
 
 import socket
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from groupreplay.errors import GroupReplayError
 from groupreplay_server.api import rest
+from groupreplay_server.api.atropos import include_atropos
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.operations import Operations
 from groupreplay_server.api.rest.paths import WholeNames
@@ -27,9 +28,19 @@ _LAST_SECOND = 1
 
 
 def make_app(
-    service: ReplayService, operations: Operations, readiness: Readiness, metrics: Metrics, running: RunningCalls
+    service: ReplayService,
+    operations: Operations,
+    readiness: Readiness,
+    metrics: Metrics,
+    running: RunningCalls,
+    *,
+    atropos_table: str = "",
 ) -> FastAPI:
-    """Return the ASGI application."""
+    """Return the ASGI application.
+
+    Raises:
+        OSError: atropos_table is not RUN/TABLE.
+    """
     app = FastAPI(title="groupreplay", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, http_problem)
     app.add_exception_handler(GroupReplayError, error_problem)
@@ -64,6 +75,7 @@ def make_app(
             tables = []
         return Response(metrics.exposition(tables), media_type=CONTENT_TYPE_LATEST)
 
+    include_atropos(app, service, metrics, at_root=atropos_table)
     return app
 
 
