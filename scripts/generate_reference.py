@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
-from groupreplay import Diagnosis, ListedGroup, Policy, Table
+from groupreplay import Diagnosis, ListedGroup, Policy, Table, Token
 from groupreplay.errors import ERRORS
 from groupreplay_admin.checks import Check
 from groupreplay_admin.observing import Pace
@@ -50,7 +50,8 @@ def _first_line(cls: type[Any]) -> str:
 
 
 _SETTINGS_HEAD = """Each is a flag, an environment variable, or a line of a TOML file. An unknown one is refused.
-A flag beats a variable, a variable beats the file.
+A flag beats a variable, a variable beats the file. `GROUPREPLAY_TOKEN`, `GROUPREPLAY_TOKEN_FILE` and
+`GROUPREPLAY_CA_FILE` hold for every command that connects to a service and has no variable of its own set.
 
 The file is given with `--config run.toml` and has a section for each command; `--optimizer.lr` is `lr` in its section
 `[train.optimizer]`, `--batch-size` is `batch_size` in `[train]`:
@@ -179,6 +180,8 @@ by the status.
   policy version a line.
 - `snapshot` and `restore` print `file` and `table`, the table as it was kept or made; `export` prints `file` and
   `rollouts`.
+- `token create` prints `token` and its `secret`, or the `secret_file`; `token list` a list of tokens, `token revoke`
+  the token as it was.
 - `top` prints a line for each look: `time_ms`; `error`, why the service could not be asked, or empty; `policies`;
   `tables`. Each of those has fields of a table, `ready`, `findings` and `producers` of a diagnosis, `held` (its
   leases), and `recent`, the pace of the last minute.
@@ -190,6 +193,7 @@ _JSON = {
     "A response of a shown group": ShownRollout,
     "A diagnosis": Diagnosis,
     "A policy version": Policy,
+    "A token": Token,
     "A check": Check,
     "A pace": Pace,
 }

@@ -25,6 +25,7 @@ from groupreplay_server.listing import Listing
 from groupreplay_server.partial_groups import PartialGroups
 from groupreplay_server.store.records import LeasedBatch, LoggedStep, ReadGroup
 from groupreplay_server.store.redis_store import RedisStore
+from groupreplay_server.tokens import Tokens
 from groupreplay_server.wakeups import WakeUps
 
 MAX_LABEL = 256
@@ -37,9 +38,10 @@ ROOM_CHECK_S = 2.0
 class ReplayService:
     """Everything the service does, over one store. Stateless but for caches: any replica serves any call."""
 
-    def __init__(self, store: RedisStore, wakeups: WakeUps, janitor: Janitor, about: About) -> None:
+    def __init__(self, store: RedisStore, wakeups: WakeUps, janitor: Janitor, about: About, tokens: Tokens) -> None:
         self.batches = Batches(store, wakeups, janitor)
         self.about = about
+        self.tokens = tokens
         self.listing = Listing(store.listing)
         self.keeping = Keeping(store, self.batches, janitor)
         self.partial_groups = PartialGroups(store, janitor, self.table_config)

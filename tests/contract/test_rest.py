@@ -379,10 +379,10 @@ async def test_an_error_in_the_middle_of_an_answer_is_its_last_line(
 async def test_watching_the_policy_ends_when_the_caller_said(http: httpx.AsyncClient, table: TableUser) -> None:
     """Proxies and fuzzers do not like answers without end; each newer version is a line."""
     await table.advance(1)
-    watch = f"/v1/runs/{table.run}/policy/watch?timeout_s=0.2&after_version="
-    policy, end = lines_of(await http.get(f"{watch}0"))
+    watch = f"/v1/runs/{table.run}/policy/watch?after_version="
+    policy, end = lines_of(await http.get(f"{watch}0&timeout_s=5"))
     assert (policy["policy"]["version"], end) == (1, {"end": {"lines": 1}})
-    assert lines_of(await http.get(f"{watch}1")) == [{"end": {"lines": 0}}]
+    assert lines_of(await http.get(f"{watch}1&timeout_s=0.1")) == [{"end": {"lines": 0}}]
 
 
 async def test_a_trainer_that_hangs_up_while_it_waits_wants_nothing_any_more(

@@ -2,6 +2,7 @@
 
 from groupreplay.async_client import AsyncClient
 from groupreplay.client import Client
+from groupreplay.connection import Connection
 from groupreplay.errors import (
     BatchNotReadyError,
     CallDeadlineExceededError,
@@ -15,6 +16,7 @@ from groupreplay.errors import (
     InvalidRequestError,
     LeaseExpiredError,
     PayloadLostError,
+    PermissionDeniedError,
     PolicyVersionConflictError,
     QuotaExceededError,
     RateLimitedError,
@@ -25,10 +27,13 @@ from groupreplay.errors import (
     StoreUnavailableError,
     TableExistsError,
     TableFullError,
+    TokenExistsError,
+    UnauthenticatedError,
     UnknownLeaseError,
     UnknownRunError,
     UnknownStepError,
     UnknownTableError,
+    UnknownTokenError,
 )
 from groupreplay.groups import FinishReason, Rollout, RolloutGroup
 from groupreplay.merge import merge_groups
@@ -44,6 +49,7 @@ from groupreplay.table_config import (
     StalenessRule,
     TableConfig,
 )
+from groupreplay.tokens import NewToken, Scope, Token
 from groupreplay.types import (
     Admission,
     Batch,
@@ -83,6 +89,7 @@ __all__ = [
     "BatchOutline",
     "CallDeadlineExceededError",
     "Client",
+    "Connection",
     "DeliveredGroup",
     "Delivery",
     "Diagnosis",
@@ -109,7 +116,9 @@ __all__ = [
     "LeaseExpiredError",
     "Lineage",
     "ListedGroup",
+    "NewToken",
     "PayloadLostError",
+    "PermissionDeniedError",
     "Policy",
     "PolicyVersionConflictError",
     "PrioritySource",
@@ -127,6 +136,7 @@ __all__ = [
     "RolloutGroup",
     "RolloutPiece",
     "Sampler",
+    "Scope",
     "ServerInfo",
     "ServiceUnavailableError",
     "Severity",
@@ -143,9 +153,13 @@ __all__ = [
     "TableConfig",
     "TableExistsError",
     "TableFullError",
+    "Token",
+    "TokenExistsError",
+    "UnauthenticatedError",
     "UnknownLeaseError",
     "UnknownRunError",
     "UnknownStepError",
     "UnknownTableError",
+    "UnknownTokenError",
     "merge_groups",
 ]

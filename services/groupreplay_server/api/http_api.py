@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from groupreplay.errors import GroupReplayError
+from groupreplay_server.access import Access
 from groupreplay_server.api import rest
 from groupreplay_server.api.atropos import include_atropos
 from groupreplay_server.api.metrics import Metrics
@@ -20,6 +21,7 @@ from groupreplay_server.api.rest.paths import WholeNames
 from groupreplay_server.api.rest.problems import error_problem, http_problem
 from groupreplay_server.api.rest.router import make_router
 from groupreplay_server.api.running import CountCalls, RunningCalls
+from groupreplay_server.certificates import Certificates
 from groupreplay_server.readiness import Readiness
 from groupreplay_server.service import ReplayService
 
@@ -28,12 +30,13 @@ _LAST_SECOND = 1
 
 
 def make_app(
+    *,
     service: ReplayService,
     operations: Operations,
     readiness: Readiness,
     metrics: Metrics,
+    access: Access,
     running: RunningCalls,
-    *,
     atropos_table: str = "",
 ) -> FastAPI:
     """Return the ASGI application.
@@ -46,7 +49,7 @@ def make_app(
     app.add_exception_handler(GroupReplayError, error_problem)
     app.add_middleware(WholeNames)
     app.add_middleware(CountCalls, running=running)
-    app.include_router(make_router(operations, readiness, metrics))
+    app.include_router(make_router(operations, readiness, metrics, access))
 
     document = resources.files(rest).joinpath("openapi.json").read_bytes()
 
@@ -75,17 +78,20 @@ def make_app(
             tables = []
         return Response(metrics.exposition(tables), media_type=CONTENT_TYPE_LATEST)
 
-    include_atropos(app, service, metrics, at_root=atropos_table)
+    include_atropos(app, service, metrics, access, at_root=atropos_table)
     return app
 
 
 class HttpServer:
     """uvicorn on a socket that is bound before the service says it is ready; signals are left to the service."""
 
-    def __init__(self, app: FastAPI, running: RunningCalls) -> None:
+    def __init__(self, app: FastAPI, running: RunningCalls, certificates: Certificates | None = None) -> None:
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_LAST_SECOND
         )
+        if certificates is not None:
+            config.load()
+            config.ssl = certificates.http_context()
         self._running = running
         self._server = _QuietServer(config)
         self._socket: socket.socket | None = None

@@ -3,10 +3,10 @@
 Every table has it at /atropos/RUN/TABLE, which is what goes into a client's server URL.
 """
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, FastAPI
 
 from groupreplay.errors import InvalidRequestError
-from groupreplay_server.api.atropos.access import authorize
+from groupreplay_server.access import Access
 from groupreplay_server.api.atropos.bodies import route_class
 from groupreplay_server.api.atropos.environment_routes import EnvironmentRoutes
 from groupreplay_server.api.atropos.tables import ServedTables
@@ -18,7 +18,9 @@ from groupreplay_server.service import ReplayService
 PREFIX = "/atropos/{run}/{table}"
 
 
-def include_atropos(app: FastAPI, service: ReplayService, metrics: Metrics, *, at_root: str = "") -> None:
+def include_atropos(
+    app: FastAPI, service: ReplayService, metrics: Metrics, access: Access, *, at_root: str = ""
+) -> None:
     """Serve every table under its path, and one at the root where `at_root` names it (RUN/TABLE).
 
     Raises:
@@ -30,15 +32,15 @@ def include_atropos(app: FastAPI, service: ReplayService, metrics: Metrics, *, a
             check_names(run, table)
         except InvalidRequestError as error:
             raise OSError(f"--atropos-table {at_root!r} is not RUN/TABLE, such as math/train: {error}") from error
-    router = make_router(ServedTables(service, at_root), metrics)
+    router = make_router(ServedTables(service, at_root), metrics, access)
     app.include_router(router, prefix=PREFIX)
     if at_root:
         app.include_router(router)
 
 
-def make_router(tables: ServedTables, metrics: Metrics) -> APIRouter:
+def make_router(tables: ServedTables, metrics: Metrics, access: Access) -> APIRouter:
     """Return the 13 routes."""
-    router = APIRouter(route_class=route_class(metrics), dependencies=[Depends(authorize)])
+    router = APIRouter(route_class=route_class(tables, metrics, access))
     trainer, environment = TrainerRoutes(tables, metrics), EnvironmentRoutes(tables, metrics)
     for path, method, call in (
         ("/", "GET", trainer.root),

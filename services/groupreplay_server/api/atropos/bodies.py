@@ -19,6 +19,9 @@ from groupreplay.errors import (
     GroupTooLargeError,
     InvalidRequestError,
 )
+from groupreplay_server.access import Access
+from groupreplay_server.api.atropos.access import RPC_OF, check
+from groupreplay_server.api.atropos.tables import ServedTables
 from groupreplay_server.api.metrics import Metrics
 
 MAX_BODY_BYTES = 512 * 2**20
@@ -82,19 +85,21 @@ def _check_size(size: int, limit: int = MAX_BODY_BYTES) -> None:
         raise GroupTooLargeError(f"the body has more than {limit} bytes, unpacked; push fewer groups at once")
 
 
-def route_class(metrics: Metrics) -> type[APIRoute]:
-    """Return the class of routes whose calls are counted in these metrics."""
+def route_class(tables: ServedTables, metrics: Metrics, access: Access) -> type[APIRoute]:
+    """Return the class of routes whose callers are looked at, and whose calls are counted."""
 
     class AtroposRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-            handle, method = super().get_route_handler(), f"Atropos.{self.name}"
+            handle, name = super().get_route_handler(), self.name
 
             async def answer(request: Request) -> Response:
                 try:
-                    with metrics.call(method):
-                        unpacked = UnpackedRequest(request.scope, request.receive)
-                        await unpacked.body()  # here: FastAPI takes any error of it for malformed JSON
-                        return await _handle(handle, unpacked)
+                    with metrics.call(f"Atropos.{name}"):
+                        checked = check(access, name, tables.of(request))
+                        with access.audited(RPC_OF[name], checked.target):
+                            unpacked = UnpackedRequest(request.scope, request.receive)
+                            await unpacked.body()  # here: FastAPI takes any error of it for malformed JSON
+                            return await _handle(handle, unpacked)
                 except GroupReplayError as error:
                     return _refusal(error)
 

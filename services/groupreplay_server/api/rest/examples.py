@@ -13,6 +13,7 @@ from groupreplay_server.api.rest.transcode import Json
 
 PATH: dict[str, Json] = {
     "run": "math", "table": "train", "lease_id": "step-1", "producer_id": "generator-0", "step": 1,
+    "name": "generator-0",
 }  # fmt: skip
 GROUP: dict[str, Json] = {
     "group_id": "g1", "prompt_id": "p1", "task": "addition", "producer_id": "generator-0", "policy_version_min": 3,
@@ -51,6 +52,7 @@ _DELIVERY = group_pb2.Delivery(
 )
 _PB_POLICY = convert_tables.policy_to_proto(_POLICY)
 _PB_QUOTA = convert_tables.quota_to_proto(Quota(max_groups=10_000, max_bytes=None, groups=60, bytes=5280))
+_TOKEN = pb.Token(name="generator-0", scope=pb.PRODUCER, run="math", created_at_ms=1790000000000)
 _RESULT = pb.InsertResult(group_id="g1", outcome=pb.INSERTED)
 _PUSHED = pb.PushResult(group_id="g1", piece_id="0", outcome=pb.PIECE_PENDING, rollouts=1, group_size=2)
 _MEMORY = table_pb2.DURABILITY_MEMORY
@@ -82,6 +84,10 @@ REQUESTS: dict[str, Json] = {
         "rewind_id": "restart-1",
     },
     "SetQuota": {"max_groups": 10000},
+    "CreateToken": {
+        "token": {"scope": "producer", "run": "math"},
+        "secret_sha256": "n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg=",
+    },
 }
 """Bodies; of NDJSON, one line."""
 
@@ -135,6 +141,9 @@ ANSWERS: dict[str, Message] = {
     "ResolvePolicy": pb.ResolvePolicyResponse(version=4),
     "GetQuota": pb.GetQuotaResponse(quota=_PB_QUOTA),
     "SetQuota": pb.SetQuotaResponse(quota=_PB_QUOTA),
+    "CreateToken": pb.CreateTokenResponse(token=_TOKEN),
+    "ListTokens": pb.ListTokensResponse(tokens=[_TOKEN]),
+    "RevokeToken": pb.RevokeTokenResponse(token=_TOKEN),
 }  # fmt: skip
 
 LINES: dict[str, list[dict[str, Any]]] = {
