@@ -31,6 +31,7 @@ from groupreplay.errors import (
     UnknownTableError,
 )
 from groupreplay.groups import FinishReason, Rollout, RolloutGroup
+from groupreplay.history import GroupDistribution, Histogram, StepSummary, TableHistory
 from groupreplay.merge import merge_groups
 from groupreplay.server_info import RedisServer, ServerInfo
 from groupreplay.snapshot_file import SnapshotFile, SnapshotFileError, SnapshotGroup
@@ -93,6 +94,7 @@ __all__ = [
     "FinishReason",
     "FuturePolicyVersionError",
     "GroupClosedError",
+    "GroupDistribution",
     "GroupFeedback",
     "GroupOutline",
     "GroupPage",
@@ -100,6 +102,7 @@ __all__ = [
     "GroupSource",
     "GroupState",
     "GroupTooLargeError",
+    "Histogram",
     "InsertOutcome",
     "InsertResult",
     "InternalError",
@@ -137,12 +140,14 @@ __all__ = [
     "StalePolicyVersionError",
     "StalenessRule",
     "StepConflictError",
+    "StepSummary",
     "StoreUnavailableError",
     "StoredGroup",
     "Table",
     "TableConfig",
     "TableExistsError",
     "TableFullError",
+    "TableHistory",
     "UnknownLeaseError",
     "UnknownRunError",
     "UnknownStepError",

@@ -70,6 +70,43 @@ local function leave_or_join(id, fact)
   end
 end
 
+-- One line of the table's history: what the step was given, and what it said of it.
+local function summarise()
+  local sums, counts = {}, {}
+  local function add(name, value)
+    if value then
+      sums[name], counts[name] = (sums[name] or 0) + value, (counts[name] or 0) + 1
+    end
+  end
+  local function mean(name)
+    return counts[name] and sums[name] / counts[name] or false
+  end
+  each_group(lease.consumed, function(_, fact)
+    add('reward', fact and fact.reward_mean)
+  end)
+  local delivered, refilled, oldest = {}, 0, 0
+  for i, entry in ipairs(lease.entries) do
+    delivered[i] = entry[1]
+    refilled = refilled + entry[2]
+    oldest = math.max(oldest, entry[3])
+    add('staleness', entry[3])
+    if entry[2] == 1 then
+      local fact = read_fact(entry[1])
+      add('replay_reward', fact and fact.reward_mean)
+    end
+  end
+  for i = 6, #ARGV, 4 do
+    add('kl', tonumber(ARGV[i + 2]))
+    add('ess', tonumber(ARGV[i + 3]))
+  end
+  redis.call('ZADD', history, step, cmsgpack.pack({
+    step, now_ms, lease.version, lease.batch_size, #lease.consumed, lease.fresh_effective, #delivered, refilled, oldest,
+    mean('staleness'), mean('reward'), mean('replay_reward'), mean('kl'), mean('ess'),
+  }))
+  redis.call('ZREMRANGEBYRANK', history, 0, -STEPS_KEPT - 1)
+end
+
+summarise()
 log_step(step, lease_id, lease)
 for _, entry in ipairs(lease.entries) do
   local id, is_replay = entry[1], entry[2] == 1
