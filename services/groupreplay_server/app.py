@@ -15,6 +15,7 @@ from groupreplay_server.api.grpc_api import GrpcApi, GrpcServer
 from groupreplay_server.api.http_api import HttpServer, make_app
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.operations import Operations
+from groupreplay_server.api.running import RunningCalls
 from groupreplay_server.closer import Closer
 from groupreplay_server.embedded import embedded_redis
 from groupreplay_server.janitor import Janitor
@@ -79,7 +80,8 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         closer = Closer(store, service.partial_groups, wakeups)
         operations = Operations(service, metrics)
         grpc_server = GrpcServer(GrpcApi(operations, metrics))
-        http_server = HttpServer(make_app(service, operations, readiness, metrics))
+        running = RunningCalls()
+        http_server = HttpServer(make_app(service, operations, readiness, metrics, running), running)
         grpc_port = grpc_server.bind(settings.grpc_listen)
         http_port = http_server.bind(settings.http_listen)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -92,20 +94,20 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         ]
         tasks.create_task(http_server.serve())
         await grpc_server.start()
-        running = RunningServer(
+        addresses = RunningServer(
             grpc_address=_with_port(settings.grpc_listen, grpc_port),
             http_address=_with_port(settings.http_listen, http_port),
             redis_url=read_address(redis_url).shown,
         )
         if settings.ready_file:
-            _write_ready_file(settings.ready_file, running)
+            _write_ready_file(settings.ready_file, addresses)
         try:
-            yield running
+            yield addresses
         finally:
             readiness.start_draining()
             await grpc_server.refuse()
             wakeups.close()
-            await grpc_server.stop(settings.drain_s)
+            await asyncio.gather(grpc_server.stop(settings.drain_s), http_server.drain(settings.drain_s))
             http_server.stop()
             await _end(background)
 

@@ -13,16 +13,25 @@ from starlette.exceptions import HTTPException
 from groupreplay.errors import GroupReplayError
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.operations import Operations
+from groupreplay_server.api.rest.paths import WholeNames
 from groupreplay_server.api.rest.problems import http_problem
 from groupreplay_server.api.rest.router import make_router
+from groupreplay_server.api.running import CountCalls, RunningCalls
 from groupreplay_server.readiness import Readiness
 from groupreplay_server.service import ReplayService
 
+_LAST_SECOND = 1
+"""Seconds for an answer that is on its way when the server stops."""
 
-def make_app(service: ReplayService, operations: Operations, readiness: Readiness, metrics: Metrics) -> FastAPI:
+
+def make_app(
+    service: ReplayService, operations: Operations, readiness: Readiness, metrics: Metrics, running: RunningCalls
+) -> FastAPI:
     """Return the ASGI application."""
-    app = FastAPI(title="groupreplay", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="groupreplay", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, http_problem)
+    app.add_middleware(WholeNames)
+    app.add_middleware(CountCalls, running=running)
     app.include_router(make_router(operations, readiness, metrics))
 
     @app.get("/healthz")
@@ -51,8 +60,11 @@ def make_app(service: ReplayService, operations: Operations, readiness: Readines
 class HttpServer:
     """uvicorn on a socket that is bound before the service says it is ready; signals are left to the service."""
 
-    def __init__(self, app: FastAPI) -> None:
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+    def __init__(self, app: FastAPI, running: RunningCalls) -> None:
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_LAST_SECOND
+        )
+        self._running = running
         self._server = _QuietServer(config)
         self._socket: socket.socket | None = None
 
@@ -74,8 +86,12 @@ class HttpServer:
         assert self._socket is not None
         await self._server.serve(sockets=[self._socket])
 
+    async def drain(self, grace_s: float) -> None:
+        """Let running calls end within grace_s; health and readiness are still answered."""
+        await self._running.none_left(grace_s)
+
     def stop(self) -> None:
-        """End serve()."""
+        """End serve(), and cut the calls that still run."""
         self._server.should_exit = True
 
 

@@ -50,14 +50,18 @@ class Options:
             InvalidRequestError: there is none of this name, or a value is out of its range.
         """
         query = request.query_params
-        known = [*option_names(route), *(route.open_fields if route.body is Body.QUERY else [])]
-        check_known(query, known, "the query")
+        check_known(query, query_names(route), "the query")
         timeout_s = real_from_text(query["timeout_s"], "timeout_s") if "timeout_s" in query else route.timeout_s
         check_range("timeout_s", timeout_s, 0, MAX_WAIT_S)
         columns = query.get("columns", "numbers")
         if columns not in {"numbers", "base64"}:
             raise mismatch("columns", columns, "one of numbers, base64")
         return cls(timeout_s=timeout_s, columns_as_base64=columns == "base64")
+
+
+def query_names(route: Route) -> list[str]:
+    """Return all names that a route's query may have."""
+    return [*option_names(route), *route.query, *(route.open_fields if route.body is Body.QUERY else [])]
 
 
 def option_names(route: Route) -> list[str]:
@@ -101,10 +105,12 @@ class Call:
         return message
 
     def set_path_fields(self, message: Message) -> None:
-        """Set what the path says; refuse a body that says something else."""
+        """Set what the path and the query say; refuse a body that says something else."""
         lines = self.route.body is Body.MESSAGE_LINES
-        for name, text in self.request.path_params.items():
-            *above, last = self.route.path_field(name).split(".")
+        given_names = [name for name in self.route.query if name in self.request.query_params]
+        texts = self.request.path_params | {name: self.request.query_params[name] for name in given_names}
+        for name, text in texts.items():
+            *above, last = self.route.field_of(name).split(".")
             if lines and not message.HasField(above[0]):
                 continue  # a field of it would make it appear
             owner = message

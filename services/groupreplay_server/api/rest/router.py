@@ -20,6 +20,7 @@ from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.operations import Operations, typed_error
 from groupreplay_server.api.rest.bodies import JSON_TYPE, LINES_TYPE, while_caller_listens
 from groupreplay_server.api.rest.calls import Call, Options, json_line
+from groupreplay_server.api.rest.paths import NAME
 from groupreplay_server.api.rest.problems import problem, problem_response
 from groupreplay_server.api.rest.routes import ROUTES, Answer, Route
 from groupreplay_server.api.rest.transcode import to_json
@@ -36,7 +37,7 @@ def make_router(
     for route in ROUTES:
         by_path[route.path][route.verb] = route
     for path, routes in by_path.items():  # one for all verbs, so that a 405 names them all
-        router.add_api_route(path, door.endpoint(routes), methods=sorted(routes))
+        router.add_api_route(path.replace("}", f":{NAME}}}"), door.endpoint(routes), methods=sorted(routes))
     return router
 
 

@@ -51,7 +51,9 @@ class Route:
     timeout_s: float = CALL_TIMEOUT_S
     """Of a caller who says nothing."""
     fields: dict[str, str] = field(default_factory=dict)
-    """Name in the path -> field of the request, where that is not its own name."""
+    """Name in the path, or in the query, -> field of the request, where that is not its own name."""
+    query: tuple[str, ...] = ()
+    """Names in the query, beside options and Body.QUERY."""
 
     @property
     def method(self) -> MethodDescriptor:
@@ -79,14 +81,14 @@ class Route:
         """Names in the path."""
         return [part[1:-1] for part in self.path.split("/") if part.startswith("{")]
 
-    def path_field(self, name: str) -> str:
-        """Return the dotted field of the request that a name in the path sets."""
+    def field_of(self, name: str) -> str:
+        """Return the dotted field of the request that a name in the path or the query sets."""
         return self.fields.get(name, name)
 
     @property
     def open_fields(self) -> list[str]:
         """Fields of the request that neither the path nor timeout_s sets."""
-        taken = {self.path_field(name) for name in self.path_names} | {"timeout_s"}
+        taken = {self.field_of(name) for name in self.path_names} | {"timeout_s"}
         return [name for name in self.request.fields_by_name if name not in taken]
 
 
@@ -168,7 +170,9 @@ ROUTES = (
     Route(
         rpc="Restore", verb="POST", path=f"{_TABLE}/restore", summary="A new table from a snapshot",
         body=Body.MESSAGE_LINES, timeout_s=TRANSFER_TIMEOUT_S,
-        fields={"run": "header.table.run", "table": "header.table.table"},
+        query=("restore_id",), fields={
+            "run": "header.table.run", "table": "header.table.table", "restore_id": "header.restore_id",
+        },
     ),
     Route(rpc="GetPolicy", verb="GET", path=f"{_RUN}/policy", summary="The policy of a run"),
     Route(
