@@ -72,14 +72,14 @@ end
 
 -- One line of the table's history: what the step was given, and what it said of it.
 local function summarise()
-  local sums, counts = {}, {}
+  local totals, counts = {}, {}
   local function add(name, value)
     if value then
-      sums[name], counts[name] = (sums[name] or 0) + value, (counts[name] or 0) + 1
+      totals[name], counts[name] = (totals[name] or 0) + value, (counts[name] or 0) + 1
     end
   end
   local function mean(name)
-    return counts[name] and sums[name] / counts[name] or false
+    return counts[name] and totals[name] / counts[name] or false
   end
   each_group(lease.consumed, function(_, fact)
     add('reward', fact and fact.reward_mean)

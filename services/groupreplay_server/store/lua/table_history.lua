@@ -37,7 +37,7 @@ local function some_of(groups, range)
   return ids
 end
 
-local function look_at(groups, range)
+local function look_among(groups, range)
   local ids, ages, priorities = some_of(groups, range), {}, {}
   each_group(ids, function(id, fact)
     ages[#ages + 1] = string.format('%d', staleness(fact))
@@ -54,10 +54,10 @@ end
 local newest = redis.call('ZRANGE', history, -1, -1, 'WITHSCORES')[2]
 return {
   tonumber(redis.call('HGET', state, 'steps_undone') or 0), newest or '', summaries,
-  look_at(redis.call('ZCARD', fresh), function(first, last)
+  look_among(redis.call('ZCARD', fresh), function(first, last)
     return redis.call('ZRANGE', fresh, first, last)
   end),
-  look_at(redis.call('ZCARD', recency), function(first, last)
+  look_among(redis.call('ZCARD', recency), function(first, last)
     return redis.call('ZRANGE', recency, first, last)
   end),
 }
