@@ -29,6 +29,7 @@ from groupreplay_server.store.keys import WAKE_CHANNEL
 from groupreplay_server.store.orphans import OrphanStore
 from groupreplay_server.store.redis_store import RedisStore
 from groupreplay_server.sweeper import Sweeper
+from groupreplay_server.ui.page import PAGE
 from groupreplay_server.wakeups import WakeUps
 
 _log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ async def serve(settings: ServerSettings) -> None:
         loop.add_signal_handler(number, stop.set)
     async with running_server(settings) as server:
         _log.info("gRPC on %s, HTTP on %s, Redis at %s", server.grpc_address, server.http_address, server.redis_url)
+        _log.info("the page: http://%s%s", server.http_address, PAGE)
         await stop.wait()
         _log.info("draining for at most %g s", settings.drain_s)
     _log.info("stopped")

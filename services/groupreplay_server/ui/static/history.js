@@ -1,0 +1,38 @@
+// The steps of a table that this page knows: reads what is new, and starts again when steps were undone.
+
+import { tableHistory } from "./api.js";
+
+const LATE_STEPS = 32; // may be committed after newer ones
+
+export class StepHistory {
+  #steps = new Map();
+  #undone = null;
+
+  constructor(at, limit) {
+    this.at = at;
+    this.limit = limit;
+    this.latest = null;
+  }
+
+  get steps() {
+    return [...this.#steps.values()].sort((one, other) => one.step - other.step);
+  }
+
+  /** Read what is new; return all steps. */
+  async refresh(signal) {
+    const newest = Math.max(-1, ...this.#steps.keys());
+    let read = await tableHistory(this.at, { limit: this.limit, after_step: this.#after(newest) }, signal);
+    if (this.#undone !== null && read.steps_undone !== this.#undone) {
+      this.#steps.clear();
+      read = await tableHistory(this.at, { limit: this.limit }, signal);
+    }
+    this.#undone = read.steps_undone;
+    for (const step of read.steps) this.#steps.set(step.step, step);
+    this.latest = read;
+    return this.steps;
+  }
+
+  #after(newest) {
+    return newest > LATE_STEPS ? newest - LATE_STEPS : undefined;
+  }
+}

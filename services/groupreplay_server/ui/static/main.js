@@ -1,0 +1,133 @@
+// The frame of the page: which view the address asks for, live updates, the token, and what is said when something fails.
+
+import { ApiError, token } from "./api.js";
+import { attribute, h, text } from "./dom.js";
+import { clock } from "./format.js";
+import { GroupView } from "./group.js";
+import { GroupsView } from "./groups.js";
+import { Live } from "./live.js";
+import { Overview } from "./overview.js";
+import { TableView } from "./table.js";
+
+const byId = (id) => document.getElementById(id);
+const [main, crumbs, pulse, trouble, dialog] = ["main", "crumbs", "pulse", "trouble", "token-dialog"].map(byId);
+const live = new Live(told);
+const scrolled = new Map(); // address -> how far its view was scrolled
+let view = null;
+let shown = null; // its address
+let list = null; // the groups that a group was opened from
+
+function route() {
+  const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
+  const [run, table, groups, groupId] = path.split("/").map(decodeURIComponent);
+  if (!run || !table) return new Overview();
+  const at = { run, table };
+  if (groups !== "groups") return new TableView(at);
+  if (groupId) return new GroupView(at, groupId);
+  return new GroupsView(at, new URLSearchParams(query));
+}
+
+function open() {
+  if (location.hash === "#main") return;
+  if (shown !== null) scrolled.set(shown, scrollY);
+  const from = view;
+  const back = list && list.address === location.hash;
+  view = back ? list : route();
+  view.asked = () => live.now();
+  shown = location.hash;
+  main.replaceChildren(view.element);
+  document.title = `${view.title} · groupreplay`;
+  showCrumbs();
+  if (view instanceof GroupsView) {
+    list = view;
+    Object.defineProperty(view, "address", { configurable: true, get: () => groupsHash(view) });
+  } else if (!(view instanceof GroupView)) list = null;
+  const row = back && from instanceof GroupView ? rowOf(from) : null;
+  if (row) row.focus({ preventScroll: true });
+  else if (from) main.focus({ preventScroll: true });
+  scrollTo(0, back ? (scrolled.get(shown) ?? 0) : 0);
+  live.show((signal) => view.refresh(signal));
+}
+
+function rowOf(group) {
+  return [...main.querySelectorAll("a.row")].find((link) => link.textContent === group.groupId);
+}
+
+const tableHash = ({ run, table }) => `#/${encodeURIComponent(run)}/${encodeURIComponent(table)}`;
+const groupsHash = (groups) => `${tableHash(groups.at)}/groups${groups.query}`;
+
+function showCrumbs() {
+  const links = [["#/", "tables"]];
+  if (view.at) {
+    links.push([tableHash(view.at), `${view.at.run}/${view.at.table}`]);
+    links.push([list ? groupsHash(list) : `${tableHash(view.at)}/groups`, "groups"]);
+  }
+  if (view instanceof GroupView) links.push([location.hash, view.groupId]);
+  const here = view instanceof GroupView ? 3 : view instanceof GroupsView ? 2 : view.at ? 1 : 0;
+  crumbs.replaceChildren(...links.map(([href, name], index) => h("a", { href, "aria-current": index === here ? "page" : false }, name)));
+}
+
+/** Say how the last refresh ended; what is shown stays. */
+function told(error) {
+  attribute(main, "aria-busy", "false");
+  if (!error) {
+    text(pulse, live.paused ? "paused" : `as of ${clock(Date.now())}`);
+    attribute(pulse, "class", `pulse ${live.paused ? "paused" : "fine"}`);
+    trouble.hidden = true;
+    return;
+  }
+  if (error.name === "AbortError" && live.sleeping) return;
+  attribute(pulse, "class", "pulse failed");
+  text(pulse, "not up to date");
+  if (error instanceof ApiError && error.status === 401) {
+    trouble.hidden = true;
+    askForToken(token.get() ? error.message : "");
+    return;
+  }
+  text(trouble, error instanceof ApiError ? error.message : `The service cannot be reached (${error.message}). Trying again.`);
+  trouble.hidden = false;
+}
+
+// The token
+
+function askForToken(why) {
+  text(byId("token-error"), why);
+  if (dialog.open) return;
+  byId("token-input").value = "";
+  dialog.showModal();
+  byId("token-input").focus();
+}
+
+byId("token-form").addEventListener("submit", () => {
+  token.set(byId("token-input").value.trim());
+  byId("token-input").value = "";
+  live.now();
+});
+byId("token-forget").addEventListener("click", () => {
+  token.forget();
+  dialog.close();
+  live.now();
+});
+byId("token-cancel").addEventListener("click", () => dialog.close());
+byId("token").addEventListener("click", () => askForToken(""));
+
+// The frame
+
+byId("live").addEventListener("click", () => {
+  live.pause(!live.paused);
+  attribute(byId("live"), "aria-pressed", String(!live.paused));
+  text(pulse, live.paused ? "paused" : "");
+});
+byId("skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || dialog.open || event.defaultPrevented) return;
+  if (view instanceof GroupView) location.hash = list ? groupsHash(list) : `${tableHash(view.at)}/groups`;
+  else if (view instanceof GroupsView) location.hash = tableHash(view.at);
+  else if (view.at) location.hash = "#/";
+});
+addEventListener("hashchange", open);
+history.scrollRestoration = "manual";
+open();
