@@ -50,6 +50,7 @@ check: $(VENV)/dev-installed ## lint, types, import directions, generated files
 	$(BIN)/python scripts/generate_protos.py --check
 	$(BIN)/python scripts/generate_sync_client.py --check
 	$(BIN)/python scripts/generate_reference.py --check
+	$(BIN)/python scripts/generate_openapi.py --check
 	$(BIN)/python scripts/check_lua.py
 
 format: $(VENV)/dev-installed ## format, and fix what can be fixed
@@ -64,6 +65,7 @@ sync-client: $(VENV)/dev-installed ## generate client.py from async_client.py
 
 reference: $(VENV)/dev-installed ## write the generated pages of docs/reference
 	$(BIN)/python scripts/generate_reference.py
+	$(BIN)/python scripts/generate_openapi.py
 
 constraints: $(VENV)/dev-installed ## pin what is installed now in constraints.txt
 	$(BIN)/python scripts/pin_constraints.py

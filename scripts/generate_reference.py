@@ -26,9 +26,10 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs/reference"
 
 _ERRORS_HEAD = """# Errors
 
-Every failed call names its reason: in the trailing metadata `groupreplay-reason` over gRPC, as an exception class in
-the SDK (all are `groupreplay.GroupReplayError`). The message says what was tried, the value, the limit and the fix.
-The SDK makes calls that failed for a retryable reason again by itself, until their timeout.
+Every failed call names its reason: in the trailing metadata `groupreplay-reason` over gRPC, as `reason` of the
+problem over [REST](rest.md), as an exception class in the SDK (all are `groupreplay.GroupReplayError`). The message
+says what was tried, the value, the limit and the fix. The SDK makes calls that failed for a retryable reason again by
+itself, until their timeout.
 
 | reason | exception | gRPC code | HTTP status | retryable | meaning |
 |---|---|---|---|---|---|"""

@@ -3,7 +3,8 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, Self, cast
 from urllib.parse import quote
 
@@ -80,9 +81,21 @@ class RestFailure(grpc.RpcError):
         return [("groupreplay-reason", self._reason)] if self._reason else []
 
 
-def failure_of(problem: dict[str, Any]) -> RestFailure:
-    """Return the failure that a problem object tells of; it must be that of the table of errors."""
+@cache
+def documented_reasons(rpc: str) -> dict[int, set[str]]:
+    """Return status -> reasons that the OpenAPI document has for an operation."""
+    document = json.loads((Path(__file__).parent.parent / "docs/reference/openapi.json").read_text())
+    operations = (it for path in document["paths"].values() for it in path.values())
+    responses = next(it["responses"] for it in operations if it["operationId"] == rpc)
+    names = {int(status): it["$ref"].rpartition("/")[2] for status, it in responses.items() if "$ref" in it}
+    problems = document["components"]["responses"]
+    return {status: set(problems[name]["description"].split(", ")) for status, name in names.items()}
+
+
+def failure_of(rpc: str, problem: dict[str, Any]) -> RestFailure:
+    """Return the failure that a problem object tells of; the table of errors and the document must have it so."""
     error = ERRORS[problem["reason"]]
+    assert problem["reason"] in documented_reasons(rpc)[problem["status"]], f"{rpc}: {problem}"
     assert problem["status"] == error.http_status
     assert problem["retryable"] == error.retryable
     return RestFailure(error.grpc_code, problem["detail"], problem["reason"])
@@ -125,7 +138,7 @@ class RestStub:
                         problem = json.loads(await response.aread())
                         assert response.status_code == problem["status"]
                         assert ("retry-after" in response.headers) == problem["retryable"]
-                        raise failure_of(problem)
+                        raise failure_of(rpc, problem)
                     assert response.status_code in {200, 201}
                     if response.headers["content-type"] == "application/json":
                         yield json.loads(await response.aread()), False
@@ -135,7 +148,7 @@ class RestStub:
                         value = json.loads(line)
                         closed = value.get("end") is not None
                         if "error" in value:
-                            raise failure_of(value["error"])
+                            raise failure_of(rpc, value["error"])
                         yield value, True
                     assert closed, "the stream was cut"
         except TimeoutError:

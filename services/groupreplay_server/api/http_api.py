@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 
 import uvicorn
 from fastapi import FastAPI, Response
@@ -11,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from groupreplay.errors import GroupReplayError
+from groupreplay_server.api import rest
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.operations import Operations
 from groupreplay_server.api.rest.paths import WholeNames
@@ -35,6 +37,13 @@ def make_app(
     app.add_middleware(CountCalls, running=running)
     app.include_router(make_router(operations, readiness, metrics))
     app.include_router(page.make_router())
+
+    document = resources.files(rest).joinpath("openapi.json").read_bytes()
+
+    @app.get("/openapi.json")
+    async def openapi() -> Response:
+        """What the REST door takes and answers."""
+        return Response(document, media_type="application/json")
 
     @app.get("/healthz")
     async def healthz() -> PlainTextResponse:

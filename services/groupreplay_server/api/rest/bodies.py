@@ -60,6 +60,7 @@ async def read_json(request: Request, most_bytes: int) -> Json:
         body += chunk
         if len(body) > most_bytes:
             raise _too_large("the body", len(body), most_bytes)
+    request.state.body_was_read = True
     return parse(body, "the body") if body.strip() else {}
 
 
@@ -79,8 +80,15 @@ async def read_lines(request: Request) -> AsyncIterator[list[tuple[int, bytes]]]
             *lines, pending = pending.split(b"\n")
             yield [(number + index, bytes(line)) for index, line in enumerate(lines, 1) if line.strip()]
             number += len(lines)
+    request.state.body_was_read = True
     if pending.strip():
         yield [(number + 1, bytes(pending))]
+
+
+def closing(request: Request) -> dict[str, str]:
+    """Return the headers of an answer to a body that was not read to its end: or its sender would go on sending."""
+    unread = request.method != "GET" and not getattr(request.state, "body_was_read", False)
+    return {"Connection": "close"} if unread else {}
 
 
 def parse(text: bytes | bytearray, where: str) -> Json:

@@ -139,7 +139,7 @@ class Call:
         if not isinstance(values, dict):
             raise mismatch("the body", values, "an object")
         check_known(values, [name], "the body")
-        items = values.get(name) or []
+        items = values.get(name, [])
         if not isinstance(items, list):
             raise mismatch(name, items, "an array")
         check_at_once(len(items), name, self.route.rpc)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from groupreplay import layout
 from groupreplay.convert import group_to_wire
@@ -79,9 +80,13 @@ def group_to_json(header: group_pb2.GroupHeader, payload: bytes | None, *, as_ba
 def _column_to_json(array: Array, *, as_base64: bool) -> Json:
     if as_base64:
         return base64.b64encode(array.tobytes()).decode()
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        return [number_to_json(value) for value in array.tolist()]
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))  # orjson writes it as numbers
+    native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))  # orjson writes it as numbers
+    if array.dtype.kind != "f" or np.isfinite(native).all():
+        return native
+    values = orjson.loads(orjson.dumps(native, option=orjson.OPT_SERIALIZE_NUMPY))
+    for index in np.flatnonzero(~np.isfinite(native)).tolist():
+        values[index] = number_to_json(float(native[index]))
+    return values
 
 
 # In

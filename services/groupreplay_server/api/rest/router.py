@@ -18,7 +18,7 @@ from groupreplay.errors import ShuttingDownError
 from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.operations import Operations, typed_error
-from groupreplay_server.api.rest.bodies import JSON_TYPE, LINES_TYPE, while_caller_listens
+from groupreplay_server.api.rest.bodies import JSON_TYPE, LINES_TYPE, closing, while_caller_listens
 from groupreplay_server.api.rest.calls import Call, Options, json_line
 from groupreplay_server.api.rest.paths import NAME
 from groupreplay_server.api.rest.problems import problem, problem_response
@@ -66,7 +66,7 @@ class RestDoor:
         except ClientDisconnect:
             return Response(status_code=HTTPStatus.NO_CONTENT)  # nobody reads it
         except Exception as error:  # noqa: BLE001  the boundary: every fault becomes an answer
-            return problem_response(typed_error(route.rpc, error))
+            return problem_response(typed_error(route.rpc, error), headers=closing(request))
 
     async def _object(self, call: Call) -> Response:
         with self._metrics.call(call.route.rpc):
@@ -81,9 +81,9 @@ class RestDoor:
         async with asyncio.timeout(call.deadline_s):
             if call.route.answer is Answer.RESULT_LINES:
                 lines = self._lines(call, None)
-                return LinesResponse(await anext(lines), lines)
+                return LinesResponse(await anext(lines), lines, closing(call.request))
             lines = self._lines(call, await call.read_message())
-            return LinesResponse(await while_caller_listens(call.request, anext(lines)), lines)
+            return LinesResponse(await while_caller_listens(call.request, anext(lines)), lines, {})
 
     async def _lines(self, call: Call, message: Message | None) -> AsyncGenerator[bytes]:
         """Yield the lines of an answer. What goes wrong before the first is raised, later it is the last line."""
@@ -103,10 +103,10 @@ class RestDoor:
 class LinesResponse(StreamingResponse):
     """NDJSON whose source is closed whatever happens to its reader."""
 
-    def __init__(self, first: bytes, lines: AsyncGenerator[bytes]) -> None:
+    def __init__(self, first: bytes, lines: AsyncGenerator[bytes], headers: dict[str, str]) -> None:
         self._lines = lines
         self._all = self._from(first)
-        super().__init__(self._all, media_type=LINES_TYPE)
+        super().__init__(self._all, headers=headers, media_type=LINES_TYPE)
 
     async def _from(self, first: bytes) -> AsyncGenerator[bytes]:
         yield first
