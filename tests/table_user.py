@@ -136,7 +136,7 @@ class TableUser:
 
     async def until(self, **expected: int) -> None:
         """Wait until describe_table shows these sizes."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 table = await self.describe()
                 if all(getattr(table, name) == value for name, value in expected.items()):

@@ -64,7 +64,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one core each (default: 2)")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--arms", nargs="+", choices=names, default=names, metavar="ARM", help=", ".join(names))
-    parser.add_argument("--seeds", type=int, default=6, help="paired seeds for each arm and checkpoint (default: 6)")
+    parser.add_argument(
+        "--seeds", type=int, default=8, help="seeds, paired over all arms, on two checkpoints by turns (default: 8)"
+    )
     parser.add_argument("--rates", nargs="+", type=float, default=list(LEARNING_RATES), help="rates to tune over")
     parser.add_argument("--steps", type=int, help="steps of every run (default: 120, on countdown3 40)")
     parser.add_argument("--no-extra", action="store_true", help="without group sizes, RLOO and generators ahead")

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from experiment.analysis import Interval, Row, rows_of
 from experiment.plan import LEARNING_RATES
-from experiment.results import Result, by_pair, mean_final_accuracy
+from experiment.results import Result, by_pair, mean
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -38,14 +38,14 @@ def _tuning_table(results: Mapping[str, Result], task: str) -> str:
     tuned = [result for result in results.values() if (result.task, result.phase) == (task, "tune")]
     if not tuned:
         return ""
-    lines = [f"### {task}: final accuracy on the tuning seeds", ""]
+    lines = [f"### {task}: accuracy on the tuning seed, mean of the last four evaluations", ""]
     rates = sorted({result.lr for result in tuned} or LEARNING_RATES)
     lines += ["| arm | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---" * (len(rates) + 1) + "|"]
     for arm in dict.fromkeys(result.arm for result in tuned):
         cells = []
         for rate in rates:
             found = [result for result in tuned if (result.arm, result.lr) == (arm, rate)]
-            cells.append(f"{mean_final_accuracy(found):.3f}" if found else "")
+            cells.append(f"{mean([result.tuning_accuracy for result in found]):.3f}" if found else "")
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 

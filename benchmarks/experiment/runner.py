@@ -1,13 +1,10 @@
 """Runs the plan: one service, a few worker processes, and whatever of the plan is not in the results yet."""
 
 import os
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -18,11 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiment.plan import Plan, RunSpec
 from experiment.results import Result, append_result, read_results
 from experiment.worker import run_one
-from groupreplay_demo.children import Child, stop_all
+from groupreplay_demo.local_service import free_address, local_service
 from groupreplay_tinylm import builtin_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-_START_TIMEOUT_S = 60.0
 _SECOND_CHECKPOINT_SEED = 1
 
 
@@ -43,7 +39,8 @@ class Runner:
         """Run what of the plan is missing, in its three phases; return all results."""
         self.folder.mkdir(parents=True, exist_ok=True)
         checkpoints = {(task, name): self._checkpoint(task, name) for task in plan.tasks for name in ("a", "b")}
-        with _service(self.folder) as server:
+        server = free_address("gRPC", "127.0.0.1:0", "")
+        with local_service(self.folder, grpc_listen=server, http_listen="127.0.0.1:0"):
             for phase in ("tune", "main", "extra"):
                 results = read_results(self.results_file)
                 specs = list(_phase(plan, phase, results))
@@ -112,38 +109,6 @@ def _phase(plan: Plan, phase: str, results: dict[str, Result]) -> Iterable[RunSp
     if phase == "tune":
         return plan.tuning() if len(plan.rates) > 1 else ()
     return plan.reported(results) if phase == "main" else plan.variations(results)
-
-
-@contextmanager
-def _service(folder: Path) -> Iterator[str]:
-    """Start a service on a free port with a Redis of its own; yield its address."""
-    address_file = folder / "ready.json"
-    address_file.unlink(missing_ok=True)
-    port = _free_port()
-    service = Child(
-        "serve",
-        [
-            *("serve", "--grpc-listen", f"127.0.0.1:{port}", "--http-listen", "127.0.0.1:0"),
-            *("--data-dir", str(folder / "redis"), "--ready-file", str(address_file)),
-        ],
-        folder=folder,
-    )
-    try:
-        service.start()
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        while not address_file.exists():
-            if not service.check() or time.monotonic() > deadline:
-                raise RuntimeError(f"the service does not start; {folder / 'serve.log'} says why")
-            time.sleep(0.1)
-        yield f"127.0.0.1:{port}"
-    finally:
-        stop_all([service])
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _progress(console: Console) -> Progress:

@@ -19,7 +19,8 @@ def demo(settings: DemoSettings = _DEFAULTS) -> int:
     from rich.console import Console  # noqa: PLC0415  and matplotlib: not for --help
 
     from groupreplay_demo.children import INTERRUPTS, ChildFailedError  # noqa: PLC0415
-    from groupreplay_demo.demo import DemoError, run_demo  # noqa: PLC0415
+    from groupreplay_demo.demo import run_demo  # noqa: PLC0415
+    from groupreplay_demo.local_service import DemoError  # noqa: PLC0415
 
     for number in INTERRUPTS:
         signal.signal(number, _interrupt)

@@ -2,17 +2,16 @@
 
 import math
 import shutil
-import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
-from groupreplay import Client, GroupReplayError
+from groupreplay import Client
 from groupreplay_demo.children import Child, stop_all
 from groupreplay_demo.ledger import count_lost, count_trained_twice
+from groupreplay_demo.local_service import DemoError, free_address, local_service
 from groupreplay_demo.records import JsonLines, RunRecords
 from groupreplay_demo.report import draw_picture, print_table, write_summary
 from groupreplay_demo.screen import Screen
@@ -21,14 +20,9 @@ from groupreplay_demo.settings import Algorithm, DemoSettings
 TABLE = "rollouts"
 _MARKER = "made-by-groupreplay-demo"
 _POLL_S = 0.25
-_START_TIMEOUT_S = 60.0
 _EVALUATION_TIMEOUT_S = 120.0
 _EVALUATION_SEED = 0
 """The same held-out problems whatever the seed of the run, so that runs can be compared."""
-
-
-class DemoError(RuntimeError):
-    """The demo cannot run here; the message says what is in the way."""
 
 
 def run_demo(settings: DemoSettings, console: Console) -> None:
@@ -38,10 +32,10 @@ def run_demo(settings: DemoSettings, console: Console) -> None:
         DemoError: a port is taken or the folder holds something else.
         ChildFailedError: a process ended by itself.
     """
-    grpc_listen = _free_address("gRPC", settings.grpc_listen, "--grpc-listen")
-    http_listen = _free_address("HTTP", settings.http_listen, "--http-listen")
+    grpc_listen = free_address("gRPC", settings.grpc_listen, "--grpc-listen")
+    http_listen = free_address("HTTP", settings.http_listen, "--http-listen")
     _clear_folder(settings.run_dir)
-    with _service(settings.run_dir, grpc_listen=grpc_listen, http_listen=http_listen) as service:
+    with local_service(settings.run_dir, grpc_listen=grpc_listen, http_listen=http_listen) as service:
         console.print(f"watch it on the page: http://{http_listen}/ui/")
         runs = [
             Run(settings, algorithm, service=service, server=grpc_listen, console=console).run()
@@ -196,55 +190,6 @@ class Run:
 
 def _checkpoint(task: str) -> str:
     return task.rstrip("34")
-
-
-@contextmanager
-def _service(folder: Path, *, grpc_listen: str, http_listen: str) -> Iterator[Child]:
-    """Start the service, wait until it answers, stop it at the end."""
-    ready_file = folder / "ready.json"
-    flags = {
-        "--grpc-listen": grpc_listen,
-        "--http-listen": http_listen,
-        "--data-dir": folder / "redis",
-        "--ready-file": ready_file,
-    }
-    service = Child("serve", ["serve", *(str(part) for item in flags.items() for part in item)], folder=folder)
-    try:
-        service.start()
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        while not ready_file.exists():
-            if not service.check() or time.monotonic() > deadline:
-                raise DemoError(f"the service does not start; {folder / 'serve.log'} says why")
-            time.sleep(_POLL_S)
-        yield service
-    finally:
-        stop_all([service])
-
-
-def _free_address(what: str, address: str, flag: str) -> str:
-    """Return the address, with a free port in place of port 0.
-
-    Raises:
-        DemoError: somebody listens there; the message says who where that can be known.
-    """
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_server((host or "127.0.0.1", int(port))) as probe:
-            return f"{host}:{probe.getsockname()[1]}"
-    except OSError as error:
-        who = "a groupreplay service answers there, perhaps another demo's" if _is_groupreplay(address) else "in use"
-        raise DemoError(
-            f"{what} cannot listen on {address}: {who} ({error.strerror}); stop it, or pass {flag} {host}:0"
-        ) from error
-
-
-def _is_groupreplay(address: str) -> bool:
-    try:
-        with Client(address, timeout_s=1.0) as client:
-            client.list_tables()
-    except GroupReplayError:
-        return False
-    return True
 
 
 def _clear_folder(folder: Path) -> None:

@@ -67,37 +67,45 @@ class Histories:
 
 
 def _history(reading: HistoryReading, earlier: Sequence[StepSummary]) -> TableHistory:
+    both = reading.fresh, reading.replay
+    ages = bin_edges([age for place in both for age in place.staleness], whole=True)
+    priorities = bin_edges([priority for place in both for priority in place.priority])
+
+    def distribution(waiting: WaitingGroups) -> GroupDistribution:
+        return GroupDistribution(
+            groups=waiting.groups,
+            looked_at=waiting.looked_at,
+            staleness=histogram(waiting.staleness, ages),
+            priority=histogram(waiting.priority, priorities),
+        )
+
     return TableHistory(
         steps=(*earlier, *reading.steps)[-MAX_STEPS:],
         newest_step=reading.newest_step,
         steps_undone=reading.steps_undone,
         taken_at_ms=reading.taken_at_ms,
-        fresh=_distribution(reading.fresh),
-        replay=_distribution(reading.replay),
+        fresh=distribution(reading.fresh),
+        replay=distribution(reading.replay),
     )
 
 
-def _distribution(waiting: WaitingGroups) -> GroupDistribution:
-    return GroupDistribution(
-        groups=waiting.groups,
-        looked_at=waiting.looked_at,
-        staleness=histogram(waiting.staleness, whole=True),
-        priority=histogram(waiting.priority),
-    )
-
-
-def histogram(values: Sequence[float], *, whole: bool = False) -> Histogram:
-    """Return values in at most BINS bins of one width; of whole numbers, bins hold so many numbers each."""
+def bin_edges(values: Sequence[float], *, whole: bool = False) -> list[float]:
+    """Return the edges of at most BINS bins of one width that hold values; of whole numbers, so many numbers each."""
     if not values:
-        return Histogram(edges=(), counts=())
+        return []
     low, high = min(values), max(values)
     if whole:
         width = math.ceil((high - low + 1) / BINS)
-        edges = [low + width * index for index in range((int(high - low) // width) + 2)]
-    else:
-        bins = BINS if high > low else 1
-        edges = [low + (high - low) * index / bins for index in range(bins)] + [high]
+        return [float(low + width * index) for index in range(int(high - low) // width + 2)]
+    bins = BINS if high > low else 1
+    return [low + (high - low) * (index / bins) for index in range(bins)] + [high]
+
+
+def histogram(values: Sequence[float], edges: Sequence[float]) -> Histogram:
+    """Return how many values lie in each bin; without values, no bins."""
+    if not values:
+        return Histogram(edges=(), counts=())
     counts = [0] * (len(edges) - 1)
     for value in values:
         counts[min(bisect_right(edges, value) - 1, len(counts) - 1)] += 1
-    return Histogram(edges=tuple(float(edge) for edge in edges), counts=tuple(counts))
+    return Histogram(edges=tuple(edges), counts=tuple(counts))

@@ -14,7 +14,7 @@ async def waiting_admission(table: TableUser, producer_id: str, max_groups: int)
     """Start a call that waits for admission, and return when the table has told it that there is no demand."""
     before = table.scripts_run()
     task = asyncio.create_task(table.admit(producer_id, max_groups, timeout_s=60.0))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while table.scripts_run() == before:
             await asyncio.to_thread(table.redis.ping)
     assert not task.done()

@@ -53,7 +53,7 @@ async def test_payloads_that_leave_while_a_snapshot_is_read_are_in_it(
                 assert await table.client.reset_table(**table.names) == 12
                 await table.insert(*effective("later"))
                 assert payload_keys(table) == 13
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while payload_keys(table) > 1:
             await table.describe()
     kept = {each.header.group_id: each.group for each in SnapshotFile(path).groups()}
@@ -75,7 +75,7 @@ async def test_a_reader_that_went_away_holds_nothing(make_table: MakeTable, stub
     assert (await parts.read()).HasField("header")
     await table.client.reset_table(**table.names)
     parts.cancel()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while payload_keys(table):
             await table.describe()
 
@@ -90,7 +90,7 @@ async def test_the_hold_of_a_reader_that_crashed_ends_by_itself(make_table: Make
     assert payload_keys(table) == 2
     table.redis.zadd(table.key("holds"), {"reader": 1})
     await table.client.delete_groups(["b"], **table.names)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while payload_keys(table):
             await table.describe()
     assert table.redis.exists(table.key("holds")) == 0
@@ -197,14 +197,14 @@ async def test_a_caller_that_goes_away_leaves_no_key(make_table: MakeTable, stub
     call = stub.Restore()
     for part in first_parts(path, "other-run", 11):
         await call.write(part)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not list(table.redis.scan_iter("gr1:payload:other-run/*")):
             await table.describe()
     assert {listed.run for listed in await table.client.list_tables()} == {table.run}
     with pytest.raises(LookupError):
         await table.client.describe_table(run="other-run", table="copy")
     call.cancel()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while keys_of(table.redis, "other-run"):
             await table.describe()
 
@@ -216,7 +216,7 @@ async def test_a_name_that_is_being_restored_is_taken(make_table: MakeTable, stu
     parts = list(SnapshotFile(path).restore_parts(table.run, "copy", "mine"))
     for part in parts[:6]:
         await call.write(part)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not list(table.redis.scan_iter(f"gr1:payload:{table.run}/copy/*")):
             await table.describe()
     with pytest.raises(TableExistsError, match="copy is being restored by another call"):
@@ -248,14 +248,14 @@ async def test_a_new_attempt_of_a_restore_takes_over(make_table: MakeTable, stub
     old = stub.Restore()
     for part in parts[:6]:
         await old.write(part)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not list(table.redis.scan_iter(f"gr1:payload:{table.run}/copy/*")):
             await table.describe()
     restored = await stub.Restore(iter(parts))
     assert (restored.table.fresh, restored.table.replay) == (6, 6)
     with pytest.raises(grpc.aio.AioRpcError):
         await send_rest(old, parts[6:])
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while payload_keys(table) > 24:  # what it wrote last is removed
             await table.describe()
     batch = await table.client.next_batch(run=table.run, table="copy", batch_size=6)

@@ -63,7 +63,7 @@ async def partial_counts(table: TableUser) -> dict[str, int]:
 
 async def until_counted(table: TableUser, **expected: int) -> None:
     """Wait until the table's counts of partial groups are these."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await partial_counts(table) != expected:
             pass
 

@@ -25,7 +25,7 @@ async def waiting_sample(table: TableUser, batch_size: int = 1) -> "asyncio.Task
     """Start a call that waits for a sample, and return when it has looked in vain."""
     before = table.scripts_run()
     task = asyncio.create_task(table.sample(batch_size, timeout_s=60.0))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while table.scripts_run() == before:
             await asyncio.to_thread(table.redis.ping)
     assert not task.done()

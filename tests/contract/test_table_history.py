@@ -123,8 +123,9 @@ async def test_the_buffer_shows_how_old_and_how_important_its_groups_are(make_ta
     await table.feed_back("a", priority=5.0)
     found = await history(table)
     assert (found.replay.groups, found.replay.looked_at, found.fresh.groups) == (3, 3, 1)
-    assert found.replay.staleness == Histogram(edges=(2.0, 3.0), counts=(3,))
-    assert found.fresh.staleness == Histogram(edges=(1.0, 2.0), counts=(1,))
+    assert found.replay.staleness == Histogram(edges=(1.0, 2.0, 3.0), counts=(0, 3))
+    assert found.fresh.staleness == Histogram(edges=(1.0, 2.0, 3.0), counts=(1, 0))
+    assert found.fresh.priority.edges == found.replay.priority.edges
     assert sum(found.replay.priority.counts) == 3
     assert (found.replay.priority.edges[0], found.replay.priority.edges[-1]) == (1.0, 5.0)
     assert (found.replay.priority.counts[0], found.replay.priority.counts[-1]) == (2, 1)

@@ -90,7 +90,7 @@ async def test_a_restore_begins_again_when_the_service_comes_back(
         same(delivered.group, originals[delivered.group.group_id])
     assert not table.redis.exists(RESTORES)
     payloads = table.redis.scan_iter("gr1:payload:run/copy/*", count=1000)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(list(payloads)) > 40:
             await table.describe()
             payloads = table.redis.scan_iter("gr1:payload:run/copy/*", count=1000)
@@ -108,7 +108,7 @@ async def test_what_nobody_restores_any_further_is_undone(
         call = stub.Restore()
         for part in parts[:20]:
             await call.write(part)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not list(table.redis.scan_iter("gr1:payload:other/*")):
                 await table.describe()
         process.kill()

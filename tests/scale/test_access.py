@@ -90,7 +90,7 @@ def allow(server: TcpRedis) -> None:
 async def connections_are_closed() -> None:
     """Wait until the loop watches only itself: TLS takes a round trip to end, and redis-py does not wait for it."""
     loop: Any = asyncio.get_running_loop()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(loop._selector.get_map()) > 1:  # noqa: ASYNC110  nothing tells
             await asyncio.sleep(0.01)
 

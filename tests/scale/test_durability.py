@@ -94,7 +94,7 @@ async def test_a_group_that_is_trained_on_while_its_insert_waits_keeps_its_paylo
         await store.create_table(*NAMES, TableConfig(replay_capacity=1, lineage_payload_steps=5))
         replica.signal(signal.SIGSTOP)
         inserting = asyncio.create_task(insert(store, "a", Durability.REPLICAS))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await store.describe_table(*NAMES)).fresh == 0:
                 pass
         for step, group_id in enumerate(("a", "b"), start=1):

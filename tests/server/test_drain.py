@@ -54,7 +54,7 @@ async def channel(process: ServerProcess) -> AsyncIterator[grpc.aio.Channel]:
 
 async def until_draining(process: ServerProcess) -> None:
     """Wait until the service says that it drains."""
-    async with httpx.AsyncClient() as http, asyncio.timeout(20):
+    async with httpx.AsyncClient() as http, asyncio.timeout(60):
         while (await http.get(f"http://{process.http_address}/readyz")).json()["obstacle"] != "draining":
             pass
 

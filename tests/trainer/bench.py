@@ -107,7 +107,7 @@ class Bench:
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait for what another thread or the service's clock brings about."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await condition():  # noqa: ASYNC110 - nothing here could set an event
             await asyncio.sleep(0.02)
 

@@ -63,7 +63,7 @@ async def test_a_trainer_outlives_the_replicas(
         config = replace(bench.settings, replay=ReplaySettings(durability="replicas")).table_config()
         await client.update_table(run=RUN, table=TABLE, config=config)
         options: dict[str, Any] = {
-            "call_timeout_s": 0.5,
+            "call_timeout_s": 2.0,
             "report_s": 0.5,
             "replay": ReplaySettings(durability="replicas"),
         }

@@ -17,8 +17,9 @@ from groupreplay.errors import (
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
-SHORTEST_ATTEMPT_S = 0.05
-"""An attempt that had less would end in a timeout of its own, and hide why those before it failed."""
+SHORTEST_ATTEMPT_S = 0.25
+"""An attempt that had less would end in a timeout of its own, and hide why those before it failed: the service answers
+0.1 s before the deadline that Redis was slow, whatever it was waiting for."""
 REASON_METADATA = "groupreplay-reason"
 
 # A connection that breaks in the middle of a call ends it with one of these, depending on what was under way.

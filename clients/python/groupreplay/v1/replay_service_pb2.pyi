@@ -1204,7 +1204,9 @@ Global___GroupDistribution: _TypeAlias = GroupDistribution  # noqa: Y015
 
 @_typing.final
 class Histogram(_message.Message):
-    """counts[i] values lie in edges[i] (included) to edges[i + 1] (excluded, but for the last). Empty = there are no values."""
+    """counts[i] values lie in edges[i] (included) to edges[i + 1] (excluded, but for the last). Empty = there are no values.
+    Fresh and replay groups have the same edges.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

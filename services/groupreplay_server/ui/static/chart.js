@@ -253,7 +253,7 @@ export class FillChart extends StepChart {
   }
 }
 
-/** How values are distributed over groups: {edges, counts} per series, each bin as high as its share of the groups. */
+/** How values are distributed over groups: {edges, counts} per series, each bin as high as there are groups in it. */
 export class Distribution extends Chart {
   constructor(options) {
     super(options);
@@ -297,8 +297,10 @@ export class Distribution extends Chart {
     const y = this.scale(0, most);
     const paths = this.series.map(() => "");
     for (const bin of bins) {
-      const left = high > low ? this.x(bin.low) : PAD.left + room * 0.4;
-      const right = high > low ? Math.max(left + 1, this.x(bin.high) - 1) : PAD.left + room * 0.6;
+      const [from, to] = high > low ? [this.x(bin.low), this.x(bin.high)] : [PAD.left + room * 0.4, PAD.left + room * 0.6];
+      const part = (to - from) / this.series.length; // both places have the same bins: their bars stand side by side
+      const left = from + bin.at * part;
+      const right = Math.max(left + 1, left + part - (bin.at === this.series.length - 1 ? 1 : 0));
       paths[bin.at] += `M${left.toFixed(1)} ${y(0)}V${y(this.groupsOf(bin)).toFixed(1)}H${right.toFixed(1)}V${y(0)}z`;
     }
     this.bars.forEach((bar, at) => attribute(bar, "d", paths[at]));
@@ -318,7 +320,7 @@ export class Distribution extends Chart {
 
   placeOf(index) {
     const bin = this.bins[index];
-    return this.x ? this.x((bin.low + bin.high) / 2) : null;
+    return this.x ? this.x(bin.low + ((bin.high - bin.low) * (bin.at + 0.5)) / this.series.length) : null;
   }
 
   nearest(x) {

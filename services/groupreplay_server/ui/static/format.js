@@ -47,7 +47,7 @@ export function ago(ms, now = Date.now()) {
 
 /** Return a wall clock time. */
 export function clock(ms) {
-  return new Date(ms).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  return new Date(ms).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 }
 
 /** Return "1 group" or "2 groups". */

@@ -215,6 +215,7 @@ export class GroupView {
   #shadeOne({ pieces, body, more, shown, start }) {
     const shading = this.shadings?.get(this.shade.value);
     const { whole, tokens, spelled } = pieces;
+    body.hidden = !tokens && !whole;
     if (!tokens || (!shading && whole !== null)) {
       const cut = whole.length > TEXT_SHOWN && shown === TOKENS_SHOWN;
       body.replaceChildren(cut ? `${whole.slice(0, TEXT_SHOWN)} …` : whole);

@@ -3,6 +3,7 @@
 import { listGroups } from "./api.js";
 import { attribute, cells, h, rove, sync, text } from "./dom.js";
 import { ago, clock, mean, number } from "./format.js";
+import { tabs } from "./table.js";
 
 const PAGE = 100;
 const MOST_EMPTY_PAGES = 8; // asked for in one go, where a filter leaves little
@@ -52,7 +53,7 @@ export class GroupsView {
       this.body,
     );
     this.settle = rove(this.body, "a.row");
-    this.element = h("div", {}, h("h1", {}, "Groups"), this.form, this.said, h("div", { class: "wide" }, this.list), this.more);
+    this.element = h("div", {}, h("div", { class: "title" }, h("h1", {}, `${this.at.run}/${this.at.table}`), tabs(this.at, "groups")), this.form, this.said, h("div", { class: "wide" }, this.list), this.more);
   }
 
   /** The part of the address that says what is filtered. */

@@ -60,10 +60,10 @@ function showCrumbs() {
   const links = [["#/", "tables"]];
   if (view.at) {
     links.push([tableHash(view.at), `${view.at.run}/${view.at.table}`]);
-    links.push([list ? groupsHash(list) : `${tableHash(view.at)}/groups`, "groups"]);
+    if (!(view instanceof TableView)) links.push([list ? groupsHash(list) : `${tableHash(view.at)}/groups`, "groups"]);
   }
   if (view instanceof GroupView) links.push([location.hash, view.groupId]);
-  const here = view instanceof GroupView ? 3 : view instanceof GroupsView ? 2 : view.at ? 1 : 0;
+  const here = links.length - 1;
   crumbs.replaceChildren(...links.map(([href, name], index) => h("a", { href, "aria-current": index === here ? "page" : false }, name)));
 }
 

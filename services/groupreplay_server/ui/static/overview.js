@@ -9,7 +9,7 @@ import { StepHistory } from "./history.js";
 const AT_ONCE = 4; // histories read in one round
 const WITH_HISTORY = 24; // tables of which one is read
 const STEPS = 200;
-const HEADINGS = ["Table", "Policy", "Fresh", "Replay", "Leased", "Payload", "Last insert", "Reward", "Effective", "Refilled"];
+const HEADINGS = ["Table", "Policy", "Fresh", "Replay", "Leased", "Waited for", "Payload", "Last insert", "Reward", "Effective", "Refilled"];
 
 export class Overview {
   title = "tables";
@@ -66,8 +66,8 @@ export class Overview {
     row.share = new Sparkline("good", "effective share");
     row.rewardNow = h("span", { class: "beside" });
     row.shareNow = h("span", { class: "beside" });
-    row.children[7].append(row.reward.element, row.rewardNow);
-    row.children[8].append(row.share.element, row.shareNow);
+    row.children[8].append(row.reward.element, row.rewardNow);
+    row.children[9].append(row.share.element, row.shareNow);
     return row;
   }
 
@@ -79,6 +79,7 @@ export class Overview {
       table.fresh ? `${number(table.fresh)} (${number(table.fresh_effective)} eff.)` : "0",
       number(table.replay),
       number(table.leased),
+      number(table.missing),
       bytes(table.payload_bytes),
       ago(table.last_insert_ms),
     ]);
@@ -105,6 +106,6 @@ export class Overview {
     text(row.rewardNow, number(rewards.findLast((value) => value !== null) ?? null));
     text(row.shareNow, percent(mean(shares.slice(-10).filter((value) => value !== null))));
     const slots = lately.reduce((sum, step) => sum + step.batch_size, 0);
-    text(row.children[9], percent(lately.reduce((sum, step) => sum + step.refilled, 0) / slots));
+    text(row.children[10], percent(lately.reduce((sum, step) => sum + step.refilled, 0) / slots));
   }
 }

@@ -25,6 +25,7 @@ export class TableView {
     this.#makeCharts();
     this.tiles = h("dl", { class: "tiles" });
     this.ready = h("span", { class: "badge" });
+    this.headline = h("p", { class: "headline", role: "status" });
     this.findings = h("ul", { class: "findings" });
     this.batch = h("input", { type: "number", min: 1, max: 65536, inputmode: "numeric", change: () => this.#chooseBatch() });
     this.producers = listOf("Producers", PRODUCER_HEADINGS, "No producer was heard of yet.", [2, 3, 4, 5]);
@@ -33,7 +34,8 @@ export class TableView {
     this.element = h(
       "div",
       {},
-      h("h1", {}, this.title),
+      h("div", { class: "title" }, h("h1", {}, this.title), tabs(this.at, "overview")),
+      this.headline,
       this.tiles,
       h("div", { class: "charts" }, ...Object.values(this.charts).map((chart) => chart.element)),
       h(
@@ -180,6 +182,9 @@ export class TableView {
   #showDiagnosis(diagnosis) {
     text(this.ready, diagnosis.ready ? "yes" : "no");
     attribute(this.ready, "class", `badge ${diagnosis.ready ? "good" : "problem"}`);
+    const worst = diagnosis.findings.find((finding) => finding.severity === "problem");
+    text(this.headline, diagnosis.ready ? "The next batch is ready." : `The next batch is not ready. ${worst?.text ?? ""}`);
+    attribute(this.headline, "class", `headline ${diagnosis.ready ? "good" : "problem"}`);
     sync(
       this.findings,
       diagnosis.findings,
@@ -221,6 +226,13 @@ export class TableView {
     ]);
     this.leases.count(leases.length);
   }
+}
+
+/** The views of a table, to choose from. */
+export function tabs(at, here) {
+  const address = `#/${encodeURIComponent(at.run)}/${encodeURIComponent(at.table)}`;
+  const tab = (href, name) => h("a", { href, "aria-current": name === here ? "page" : false }, name);
+  return h("nav", { class: "tabs", "aria-label": "Views of the table" }, tab(address, "overview"), tab(`${address}/groups`, "groups"));
 }
 
 /** A table with a heading, which says so when it is empty. */
