@@ -60,6 +60,7 @@ class Chart {
     this.at = index;
     const x = index === null ? null : this.placeOf(index);
     attribute(this.cursor, "visibility", x === null ? "hidden" : "visible");
+    attribute(this.values, "aria-live", index === null ? null : "polite");
     if (x !== null) for (const name of ["x1", "x2"]) attribute(this.cursor, name, x);
     this.caption();
   }

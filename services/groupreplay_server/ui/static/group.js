@@ -26,7 +26,7 @@ export class GroupView {
     this.shade = h("select", { change: () => this.#shadeAll() });
     this.scale = h("span", { class: "scale" });
     this.controls = h("div", { class: "controls", hidden: true }, h("label", { class: "inline" }, "Shade tokens by ", this.shade), this.scale);
-    this.told = h("p", { class: "muted", hidden: true });
+    this.told = h("p", { class: "muted told", hidden: true });
     this.element = h(
       "div",
       {},
@@ -138,8 +138,7 @@ export class GroupView {
     for (const [name, column] of Object.entries(group.columns ?? {})) {
       const values = column.shape.length === 1 && column.shape[0] === this.ids.length ? decode(column.values, column.dtype) : null;
       if (!values || values instanceof BigInt64Array) continue;
-      const finite = [...values].filter(Number.isFinite);
-      this.shadings.set(name, { values, label: `column ${name}`, low: Math.min(...finite), high: Math.max(...finite) });
+      this.shadings.set(name, { values, label: `column ${name}`, ...rangeOf(values) });
       if (name.endsWith("logprobs")) {
         const ratios = values.map((value, index) => Math.exp(value - behaviour[index]));
         this.shadings.set(`ratio ${name}`, { values: ratios, label: `ratio of ${name} to behaviour`, low: 0, high: 2, middle: 1 });
@@ -153,7 +152,7 @@ export class GroupView {
     this.told.hidden = false;
     text(
       this.told,
-      `The trainer feeds back one KL and one effective sample size for the whole group, which stand above; ratios of single tokens are not fed back${hasRatio ? ", and the ratio to choose here is that of a column its producer sent" : ", so tokens cannot be shaded by them"}.`,
+      `Trainers feed back KL and ESS of the whole group (above), not the ratio of each token${hasRatio ? "; the ratios to choose here are those of a column that the producer sent" : ""}.`,
     );
   }
 
@@ -166,7 +165,7 @@ export class GroupView {
     if (this.ids) figures.push(`mean logprob ${number(mean([...this.shadings.get(LOGPROBS).values.slice(start, end)]))}`);
     const article = h(
       "article",
-      { class: "panel response", "aria-label": `Response ${index}, reward ${number(reward)}` },
+      { class: `panel response ${rewardLook(reward, low, high).replace("reward ", "")}`, "aria-label": `Response ${index}, reward ${number(reward)}` },
       h(
         "header",
         {},
@@ -193,12 +192,12 @@ export class GroupView {
    */
   #pieces(index, start, end) {
     const whole = this.group.response_texts?.[index];
-    if (!this.ids) return { whole: whole ?? "", tokens: null };
+    if (!this.ids) return { whole: whole ?? "", count: 0 };
     const ids = this.ids.slice(start, end);
     const letters = whole === undefined ? [] : [...whole];
     const spelled = whole !== undefined && (letters.length === ids.length || letters.length === ids.length - 1);
-    if (spelled) return { whole, spelled, tokens: Array.from(ids, (id, at) => letters[at] ?? `⟨${id}⟩`) };
-    return { whole: whole ?? null, spelled, tokens: Array.from(ids, (id) => `${id} `) };
+    if (spelled) return { whole, spelled, count: ids.length, token: (at) => letters[at] ?? `⟨${ids[at]}⟩` };
+    return { whole: whole ?? null, spelled, count: ids.length, token: (at) => `${ids[at]} ` };
   }
 
   #shadeAll() {
@@ -214,9 +213,9 @@ export class GroupView {
 
   #shadeOne({ pieces, body, more, shown, start }) {
     const shading = this.shadings?.get(this.shade.value);
-    const { whole, tokens, spelled } = pieces;
-    body.hidden = !tokens && !whole;
-    if (!tokens || (!shading && whole !== null)) {
+    const { whole, count, token, spelled } = pieces;
+    body.hidden = !count && !whole;
+    if (!count || (!shading && whole !== null)) {
       const cut = whole.length > TEXT_SHOWN && shown === TOKENS_SHOWN;
       body.replaceChildren(cut ? `${whole.slice(0, TEXT_SHOWN)} …` : whole);
       more.hidden = !cut;
@@ -225,15 +224,24 @@ export class GroupView {
     }
     const parts = [];
     if (!spelled && whole !== null) parts.push(h("span", { class: "whole" }, whole.slice(0, TEXT_SHOWN)));
-    tokens.slice(0, shown).forEach((token, at) => {
+    for (let at = 0; at < Math.min(shown, count); at += 1) {
       const value = shading?.values[start + at];
       const look = shading ? tokenLook(value, shading) : "";
-      parts.push(h("span", { class: `token ${look}`, title: shading ? `${shading.label} ${number(value)}` : "" }, token));
-    });
+      parts.push(h("span", { class: `token ${look}`, title: shading ? `${shading.label} ${number(value)}` : null }, token(at)));
+    }
     body.replaceChildren(...parts);
-    more.hidden = tokens.length <= shown;
-    text(more, `Show more of ${number(tokens.length)} tokens`);
+    more.hidden = count <= shown;
+    text(more, `Show more of ${number(count)} tokens`);
   }
+}
+
+function rangeOf(values) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const value of values) {
+    if (value < low && value > -Infinity) low = value;
+    if (value > high && value < Infinity) high = value;
+  }
+  return { low, high };
 }
 
 function tokenLook(value, { low, high, reversed, middle }) {

@@ -42,7 +42,8 @@ export class GroupsView {
       ...Object.entries(labels).map(([name, label]) => h("label", {}, label, this.inputs[name])),
       h("button", { type: "button", click: () => this.#clear() }, "Clear"),
     );
-    this.said = h("p", { class: "muted", role: "status" });
+    this.said = h("span", { role: "status" });
+    this.asOf = h("span");
     this.body = h("tbody");
     this.more = h("button", { type: "button", hidden: true, click: () => this.#loadMore() }, "Show more");
     this.list = h(
@@ -53,7 +54,7 @@ export class GroupsView {
       this.body,
     );
     this.settle = rove(this.body, "a.row");
-    this.element = h("div", {}, h("div", { class: "title" }, h("h1", {}, `${this.at.run}/${this.at.table}`), tabs(this.at, "groups")), this.form, this.said, h("div", { class: "wide" }, this.list), this.more);
+    this.element = h("div", {}, h("div", { class: "title" }, h("h1", {}, `${this.at.run}/${this.at.table}`), tabs(this.at, "groups")), this.form, h("p", { class: "muted" }, this.said, this.asOf), h("div", { class: "wide" }, this.list), this.more);
   }
 
   /** The part of the address that says what is filtered. */
@@ -122,7 +123,9 @@ export class GroupsView {
     this.cursor = cursor;
     this.more.hidden = !cursor;
     const filtered = this.query ? " that match" : "";
-    text(this.said, groups.length ? `${groups.length}${cursor ? " of more" : ""}${filtered}, as of ${clock(Date.now())}` : cursor ? "None so far; there is more to look through." : `There are no groups${filtered}.`);
+    const found = `${groups.length}${cursor ? " of more" : ""}${filtered}`;
+    text(this.said, groups.length ? found : cursor ? "None so far; there is more to look through." : `There are no groups${filtered}.`);
+    text(this.asOf, ` As of ${clock(Date.now())}.`);
     sync(this.body, groups, (group) => group.header.group_id, (group) => this.#makeRow(group), (row, group) => this.#update(row, group));
     this.settle();
   }

@@ -3,6 +3,7 @@
 import { tableHistory } from "./api.js";
 
 const LATE_STEPS = 32; // may be committed after newer ones
+const MOST_STEPS = 5000; // that a page keeps while it is open
 
 export class StepHistory {
   #steps = new Map();
@@ -28,6 +29,7 @@ export class StepHistory {
     }
     this.#undone = read.steps_undone;
     for (const step of read.steps) this.#steps.set(step.step, step);
+    for (const old of this.steps.slice(0, -MOST_STEPS)) this.#steps.delete(old.step);
     this.latest = read;
     return this.steps;
   }

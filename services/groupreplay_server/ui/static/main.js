@@ -19,12 +19,20 @@ let list = null; // the groups that a group was opened from
 
 function route() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
-  const [run, table, groups, groupId] = path.split("/").map(decodeURIComponent);
+  const [run, table, groups, groupId] = path.split("/").map(decoded);
   if (!run || !table) return new Overview();
   const at = { run, table };
   if (groups !== "groups") return new TableView(at);
   if (groupId) return new GroupView(at, groupId);
   return new GroupsView(at, new URLSearchParams(query));
+}
+
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }
 
 function open() {

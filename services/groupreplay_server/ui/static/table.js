@@ -25,7 +25,8 @@ export class TableView {
     this.#makeCharts();
     this.tiles = h("dl", { class: "tiles" });
     this.ready = h("span", { class: "badge" });
-    this.headline = h("p", { class: "headline", role: "status" });
+    this.headline = h("p", { class: "headline" });
+    this.announced = h("p", { class: "hidden", role: "status" }); // says what changes, not what grows older
     this.findings = h("ul", { class: "findings" });
     this.batch = h("input", { type: "number", min: 1, max: 65536, inputmode: "numeric", change: () => this.#chooseBatch() });
     this.producers = listOf("Producers", PRODUCER_HEADINGS, "No producer was heard of yet.", [2, 3, 4, 5]);
@@ -36,6 +37,7 @@ export class TableView {
       {},
       h("div", { class: "title" }, h("h1", {}, this.title), tabs(this.at, "overview")),
       this.headline,
+      this.announced,
       this.tiles,
       h("div", { class: "charts" }, ...Object.values(this.charts).map((chart) => chart.element)),
       h(
@@ -184,6 +186,7 @@ export class TableView {
     attribute(this.ready, "class", `badge ${diagnosis.ready ? "good" : "problem"}`);
     const worst = diagnosis.findings.find((finding) => finding.severity === "problem");
     text(this.headline, diagnosis.ready ? "The next batch is ready." : `The next batch is not ready. ${worst?.text ?? ""}`);
+    text(this.announced, diagnosis.ready ? "The next batch is ready." : "The next batch is not ready.");
     attribute(this.headline, "class", `headline ${diagnosis.ready ? "good" : "problem"}`);
     sync(
       this.findings,
@@ -250,7 +253,7 @@ function listOf(title, headings, nothing, end) {
   );
   const make = () => h("tr", {}, ...headings.map((_, index) => h(index ? "td" : "th", index ? side(index) : { scope: "row" })));
   return {
-    element: h("section", { class: "panel" }, h("h2", {}, title, " ", count), h("div", { class: "wide" }, table), empty),
+    element: h("section", { class: "panel" }, h("h2", {}, title, " ", count), h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": title }, table), empty),
     count: (number) => text(count, number > 1 ? number : ""),
     update(items, keyOf, values) {
       table.hidden = !items.length;
