@@ -71,5 +71,5 @@ class Look:
     def check(self) -> None:
         """Assert that nobody complained and no other host was asked."""
         complaints = [it for it in self.complaints if not any(part in it for part in self.expected)]
-        assert complaints == []
-        assert self.hosts <= {self.address}
+        assert not complaints, complaints
+        assert self.hosts <= {self.address}, self.hosts

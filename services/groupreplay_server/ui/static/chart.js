@@ -27,6 +27,7 @@ class Chart {
     );
     this.title = title;
     this.at = null;
+    attribute(this.svg, "aria-label", `${title}: not read yet`);
     new ResizeObserver(([entry]) => this.#resize(entry.contentRect.width)).observe(this.element);
     this.svg.addEventListener("pointermove", (event) => this.look(this.nearest(event.offsetX)));
     this.svg.addEventListener("pointerleave", () => this.look(null));

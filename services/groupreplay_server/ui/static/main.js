@@ -81,6 +81,7 @@ function told(error) {
   if (!error) {
     text(pulse, live.paused ? "paused" : `as of ${clock(Date.now())}`);
     attribute(pulse, "class", `pulse ${live.paused ? "paused" : "fine"}`);
+    performance.mark("shown");
     trouble.hidden = true;
     return;
   }

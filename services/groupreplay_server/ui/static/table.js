@@ -104,11 +104,9 @@ export class TableView {
   }
 
   async refresh(signal) {
-    const historyRead = this.history.refresh(signal);
-    const policyRead = getPolicy(this.at.run, signal);
-    const steps = await historyRead;
+    const [steps, policy] = await Promise.all([this.history.refresh(signal), getPolicy(this.at.run, signal)]);
     const batchSize = this.chosenBatch ?? steps.at(-1)?.batch_size ?? DEFAULT_BATCH;
-    const [diagnosis, policy] = await Promise.all([diagnose(this.at, batchSize, signal), policyRead]);
+    const diagnosis = await diagnose(this.at, batchSize, signal);
     if (document.activeElement !== this.batch) this.batch.value = batchSize;
     this.#showTiles(diagnosis.table, policy);
     this.#showSteps(steps);
