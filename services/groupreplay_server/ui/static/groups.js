@@ -1,5 +1,6 @@
 // The groups of a table: filters, a line for each group, more on request.
 
+import { groupAddress, groupsAddress } from "./addresses.js";
 import { listGroups } from "./api.js";
 import { attribute, cells, h, rove, sync, text } from "./dom.js";
 import { ago, clock, mean, number } from "./format.js";
@@ -63,6 +64,10 @@ export class GroupsView {
     return set.length ? `?${new URLSearchParams(set)}` : "";
   }
 
+  get address() {
+    return groupsAddress(this.at, this.query);
+  }
+
   #clear() {
     for (const input of Object.values(this.inputs)) input.value = "";
     this.#filter();
@@ -72,7 +77,7 @@ export class GroupsView {
   #filter() {
     for (const name of FILTERS) this.filters[name] = this.inputs[name].value.trim();
     this.loaded = false;
-    history.replaceState(null, "", `#/${encodeURIComponent(this.at.run)}/${encodeURIComponent(this.at.table)}/groups${this.query}`);
+    history.replaceState(null, "", this.address);
     this.asked?.();
   }
 
@@ -131,7 +136,7 @@ export class GroupsView {
   }
 
   #makeRow({ header }) {
-    const link = h("a", { class: "row", href: groupHash(this.at, header.group_id) }, header.group_id);
+    const link = h("a", { class: "row", href: groupAddress(this.at, header.group_id) }, header.group_id);
     return h(
       "tr",
       {},
@@ -161,11 +166,6 @@ export class GroupsView {
     ]);
     attribute(row, "class", group.effective ? null : "dim");
   }
-}
-
-/** The address of one group. */
-export function groupHash(at, groupId) {
-  return `#/${encodeURIComponent(at.run)}/${encodeURIComponent(at.table)}/groups/${encodeURIComponent(groupId)}`;
 }
 
 /** A box for each response, coloured by its reward among those of the group. */

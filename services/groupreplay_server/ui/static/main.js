@@ -1,6 +1,7 @@
 // The frame of the page: which view the address asks for, live updates, the token, and what is said when something fails.
 
 import { ApiError, token } from "./api.js";
+import { groupsAddress, tableAddress } from "./addresses.js";
 import { attribute, h, text } from "./dom.js";
 import { clock } from "./format.js";
 import { GroupView } from "./group.js";
@@ -37,7 +38,7 @@ function decoded(part) {
 
 function open() {
   if (location.hash === "#main") return;
-  if (shown !== null) scrolled.set(shown, scrollY);
+  if (view) scrolled.set(view.address ?? shown, scrollY);
   const from = view;
   const back = list && list.address === location.hash;
   view = back ? list : route();
@@ -45,11 +46,9 @@ function open() {
   shown = location.hash;
   main.replaceChildren(view.element);
   document.title = `${view.title} · groupreplay`;
+  if (view instanceof GroupsView) list = view;
+  else if (!(view instanceof GroupView)) list = null;
   showCrumbs();
-  if (view instanceof GroupsView) {
-    list = view;
-    Object.defineProperty(view, "address", { configurable: true, get: () => groupsHash(view) });
-  } else if (!(view instanceof GroupView)) list = null;
   const row = back && from instanceof GroupView ? rowOf(from) : null;
   if (row) row.focus({ preventScroll: true });
   else if (from) main.focus({ preventScroll: true });
@@ -61,14 +60,11 @@ function rowOf(group) {
   return [...main.querySelectorAll("a.row")].find((link) => link.textContent === group.groupId);
 }
 
-const tableHash = ({ run, table }) => `#/${encodeURIComponent(run)}/${encodeURIComponent(table)}`;
-const groupsHash = (groups) => `${tableHash(groups.at)}/groups${groups.query}`;
-
 function showCrumbs() {
   const links = [["#/", "tables"]];
   if (view.at) {
-    links.push([tableHash(view.at), `${view.at.run}/${view.at.table}`]);
-    if (!(view instanceof TableView)) links.push([list ? groupsHash(list) : `${tableHash(view.at)}/groups`, "groups"]);
+    links.push([tableAddress(view.at), `${view.at.run}/${view.at.table}`]);
+    if (!(view instanceof TableView)) links.push([list?.address ?? groupsAddress(view.at), "groups"]);
   }
   if (view instanceof GroupView) links.push([location.hash, view.groupId]);
   const here = links.length - 1;
@@ -133,8 +129,8 @@ byId("skip").addEventListener("click", (event) => {
 });
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || dialog.open || event.defaultPrevented) return;
-  if (view instanceof GroupView) location.hash = list ? groupsHash(list) : `${tableHash(view.at)}/groups`;
-  else if (view instanceof GroupsView) location.hash = tableHash(view.at);
+  if (view instanceof GroupView) location.hash = list?.address ?? groupsAddress(view.at);
+  else if (view instanceof GroupsView) location.hash = tableAddress(view.at);
   else if (view.at) location.hash = "#/";
 });
 addEventListener("hashchange", open);

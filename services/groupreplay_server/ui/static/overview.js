@@ -1,5 +1,6 @@
 // All tables, a line for each, with reward and effective share over time.
 
+import { tableAddress } from "./addresses.js";
 import { listTables } from "./api.js";
 import { Sparkline } from "./chart.js";
 import { cells, h, rove, sync, text } from "./dom.js";
@@ -59,7 +60,7 @@ export class Overview {
 
   #make(table) {
     const name = `${table.run}/${table.table}`;
-    const link = h("a", { class: "row", href: `#/${encodeURIComponent(table.run)}/${encodeURIComponent(table.table)}` }, name);
+    const link = h("a", { class: "row", href: tableAddress(table) }, name);
     const row = h("tr", {}, h("th", { scope: "row" }, link), ...HEADINGS.slice(1).map(() => h("td", { class: "end" })));
     row.history = new StepHistory(table, STEPS);
     row.reward = new Sparkline("fresh", "reward");

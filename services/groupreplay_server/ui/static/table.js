@@ -1,5 +1,6 @@
 // One table while a run trains: what its batches are made of, how its buffer is, and who is waited for.
 
+import { groupsAddress, tableAddress } from "./addresses.js";
 import { diagnose, getPolicy } from "./api.js";
 import { Distribution, FillChart, LineChart } from "./chart.js";
 import { attribute, cells, h, sync, text } from "./dom.js";
@@ -231,9 +232,8 @@ export class TableView {
 
 /** The views of a table, to choose from. */
 export function tabs(at, here) {
-  const address = `#/${encodeURIComponent(at.run)}/${encodeURIComponent(at.table)}`;
   const tab = (href, name) => h("a", { href, "aria-current": name === here ? "page" : false }, name);
-  return h("nav", { class: "tabs", "aria-label": "Views of the table" }, tab(address, "overview"), tab(`${address}/groups`, "groups"));
+  return h("nav", { class: "tabs", "aria-label": "Views of the table" }, tab(tableAddress(at), "overview"), tab(groupsAddress(at), "groups"));
 }
 
 /** A table with a heading, which says so when it is empty. */
