@@ -282,11 +282,24 @@ async def test_a_body_that_is_too_large_is_refused_by_what_it_announces(
         f"POST {path(table)}/{call} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         f"Content-Length: {limit + 1}\r\n\r\n".encode()
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         answer = await reader.readuntil(b"}")
     writer.close()
     assert b"413" in answer.partition(b"\r\n")[0]
     assert f"the body has {limit + 1} bytes or more, at most {limit} are read".encode() in answer
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(service: ServerProcess, table: TableUser) -> None:
+    """Its sender is told that it was the body that took too long, and the connection is closed."""
+    host, _, port = service.http_address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST {path(table)}/groups?timeout_s=0.2 HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n"
+    writer.write(f'{head}Content-Type: application/json\r\n\r\n{{"groups"'.encode())
+    async with asyncio.timeout(60):
+        answer = await reader.read()
+    writer.close()
+    assert b"504" in answer.partition(b"\r\n")[0]
+    assert b"the body of Insert did not come within timeout_s" in answer
 
 
 @pytest.mark.parametrize("megabytes", [MAX_REQUEST_BYTES // 2**20, 10**6])
@@ -366,10 +379,10 @@ async def test_an_error_in_the_middle_of_an_answer_is_its_last_line(
 async def test_watching_the_policy_ends_when_the_caller_said(http: httpx.AsyncClient, table: TableUser) -> None:
     """Proxies and fuzzers do not like answers without end; each newer version is a line."""
     await table.advance(1)
-    watch = f"/v1/runs/{table.run}/policy/watch?timeout_s=0.2&after_version="
-    policy, end = lines_of(await http.get(f"{watch}0"))
+    watch = f"/v1/runs/{table.run}/policy/watch?after_version="
+    policy, end = lines_of(await http.get(f"{watch}0&timeout_s=5"))
     assert (policy["policy"]["version"], end) == (1, {"end": {"lines": 1}})
-    assert lines_of(await http.get(f"{watch}1")) == [{"end": {"lines": 0}}]
+    assert lines_of(await http.get(f"{watch}1&timeout_s=0.1")) == [{"end": {"lines": 0}}]
 
 
 async def test_a_trainer_that_hangs_up_while_it_waits_wants_nothing_any_more(

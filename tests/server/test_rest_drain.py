@@ -83,7 +83,7 @@ async def test_running_calls_end_and_new_ones_are_refused(
     stream = asyncio.create_task(http.post(f"{TABLE}/groups/stream", content=body(), headers=LINES))
     await table.until(fresh=1)
     ended = asyncio.create_task(asyncio.to_thread(process.terminate))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await http.get("/readyz")).json()["obstacle"] != "draining":
             pass
     late = await http.get(TABLE)

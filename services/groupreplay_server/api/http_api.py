@@ -16,7 +16,7 @@ from groupreplay_server.api import rest
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.operations import Operations
 from groupreplay_server.api.rest.paths import WholeNames
-from groupreplay_server.api.rest.problems import http_problem
+from groupreplay_server.api.rest.problems import error_problem, http_problem
 from groupreplay_server.api.rest.router import make_router
 from groupreplay_server.api.running import CountCalls, RunningCalls
 from groupreplay_server.readiness import Readiness
@@ -33,6 +33,7 @@ def make_app(
     """Return the ASGI application."""
     app = FastAPI(title="groupreplay", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, http_problem)
+    app.add_exception_handler(GroupReplayError, error_problem)
     app.add_middleware(WholeNames)
     app.add_middleware(CountCalls, running=running)
     app.include_router(make_router(operations, readiness, metrics))

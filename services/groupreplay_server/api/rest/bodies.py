@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import orjson
@@ -155,10 +154,9 @@ async def while_caller_listens(request: Request, work: Coroutine[Any, Any, _Resu
     finally:
         for task in (working, leaving):
             task.cancel()
-        with suppress(asyncio.CancelledError):
-            await leaving
-        if not working.done():
-            await asyncio.wait({working})
+        await asyncio.wait({working, leaving})
+        if not working.cancelled():
+            working.exception()  # nobody is left to be told; asyncio would complain that nobody asked
 
 
 async def _until_gone(request: Request) -> None:

@@ -29,6 +29,7 @@ _LEASE = ("UNKNOWN_LEASE", "LEASE_EXPIRED", "STEP_CONFLICT")
 _BATCH = ("BATCH_NOT_READY", "STEP_CONFLICT", "LEASE_EXPIRED", "PAYLOAD_LOST")
 _STORED = ("DURABILITY_NOT_REACHED",)
 REASONS: dict[str, tuple[str, ...]] = {
+    "ListTables": ("UNKNOWN_RUN",),
     "CreateTable": ("TABLE_EXISTS",),
     "Insert": _STORED,
     "InsertStream": _STORED,
@@ -65,7 +66,9 @@ def reasons_of(route: Route) -> list[str]:
     if "table" in route.path_names:
         names.append("UNKNOWN_TABLE")
     if route.body is not Body.QUERY:
-        names.append("GROUP_TOO_LARGE")
+        names += ["GROUP_TOO_LARGE", "DEADLINE_EXCEEDED"]
+    if route.answer is Answer.GROUP_LINES:
+        names.append("INVALID_GROUP")  # its payload, which the service never reads, is not what its header says
     return names
 
 

@@ -46,14 +46,20 @@ class NoRouteError(InvalidRequestError):
     """There is nothing under this path, or it takes other methods."""
 
 
+async def error_problem(_: Request, error: Exception) -> Response:
+    """Return the answer of an error that a dependency of a route raised: an exception handler of FastAPI's."""
+    assert isinstance(error, GroupReplayError)
+    return problem_response(error)
+
+
 async def http_problem(request: Request, error: Exception) -> Response:
     """Return the answer where no route, or no method of a route, is asked for: an exception handler of FastAPI's."""
     assert isinstance(error, HTTPException)
-    asked = f"{request.method} {request.url.path[:200]}"
+    asked, headers = f"{request.method} {request.url.path[:200]}", dict(error.headers or {})
+    detail = f"{asked}: {error.detail}"
     if error.status_code == http.HTTPStatus.NOT_FOUND:
         detail = f"{asked}: there is nothing here; /openapi.json lists what there is"
     elif error.status_code == http.HTTPStatus.METHOD_NOT_ALLOWED:
-        detail = f"{asked}: this path takes {(error.headers or {}).get('Allow', 'other methods')}"
-    else:
-        detail = f"{asked}: {error.detail}"
-    return problem_response(NoRouteError(detail), error.status_code, dict(error.headers or {}))
+        headers["Allow"] = ", ".join(sorted(headers.pop("Allow", "").split(", ")))
+        detail = f"{asked}: this path takes {headers['Allow']}"
+    return problem_response(NoRouteError(detail), error.status_code, headers)

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from groupreplay.errors import ShuttingDownError
+from groupreplay.errors import CallDeadlineExceededError, ShuttingDownError
 from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.operations import Operations, typed_error
@@ -66,6 +66,10 @@ class RestDoor:
         except ClientDisconnect:
             return Response(status_code=HTTPStatus.NO_CONTENT)  # nobody reads it
         except Exception as error:  # noqa: BLE001  the boundary: every fault becomes an answer
+            if isinstance(error, TimeoutError) and closing(request):
+                error = CallDeadlineExceededError(
+                    f"the body of {route.rpc} did not come within timeout_s; send less at once, or pass a longer one"
+                )
             return problem_response(typed_error(route.rpc, error), headers=closing(request))
 
     async def _object(self, call: Call) -> Response:
