@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
-from groupreplay import Diagnosis, ListedGroup, Policy, Table
+from groupreplay import Diagnosis, ListedGroup, Policy, Table, Token
 from groupreplay.errors import ERRORS
 from groupreplay_admin.checks import Check
 from groupreplay_admin.observing import Pace
@@ -179,6 +179,8 @@ by the status.
   policy version a line.
 - `snapshot` and `restore` print `file` and `table`, the table as it was kept or made; `export` prints `file` and
   `rollouts`.
+- `token create` prints `token` and its `secret`, or the `secret_file`; `token list` a list of tokens, `token revoke`
+  the token as it was.
 - `top` prints a line for each look: `time_ms`; `error`, why the service could not be asked, or empty; `policies`;
   `tables`. Each of those has fields of a table, `ready`, `findings` and `producers` of a diagnosis, `held` (its
   leases), and `recent`, the pace of the last minute.
@@ -190,6 +192,7 @@ _JSON = {
     "A response of a shown group": ShownRollout,
     "A diagnosis": Diagnosis,
     "A policy version": Policy,
+    "A token": Token,
     "A check": Check,
     "A pace": Pace,
 }

@@ -142,6 +142,12 @@ class ServerProcess:
         assert self._process.poll() is None, f"groupreplay serve ended with {self._process.returncode}"
         return False
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
     def status(self) -> int | None:
         """Return its exit status; None while it runs, or before it was started."""
         return None if self._process is None else self._process.poll()

@@ -57,6 +57,9 @@ CALLS = {
     "GetServerInfo": "GET /v1/info",
     "Snapshot": f"GET {TABLE}/snapshot",
     "Restore": "POST /v1/runs/{header.table.run}/tables/{header.table.table}/restore",
+    "CreateToken": "PUT /v1/tokens/{token.name}",
+    "ListTokens": "GET /v1/tokens",
+    "RevokeToken": "DELETE /v1/tokens/{name}",
 }
 LINES = {"Content-Type": "application/x-ndjson"}
 GROUP_ANSWERS = {"NextBatch", "ReadLease", "Sample", "ReplayStep", "GetGroups"}

@@ -26,6 +26,7 @@ from groupreplay_server.listing import Listing
 from groupreplay_server.partial_groups import PartialGroups
 from groupreplay_server.store.records import LeasedBatch, LoggedStep, ReadGroup
 from groupreplay_server.store.redis_store import RedisStore
+from groupreplay_server.tokens import Tokens
 from groupreplay_server.wakeups import WakeUps
 
 MAX_LABEL = 256
@@ -36,9 +37,10 @@ CONFIG_CACHE_S = 5.0
 class ReplayService:
     """Everything the service does, over one store. Stateless but for caches: any replica serves any call."""
 
-    def __init__(self, store: RedisStore, wakeups: WakeUps, janitor: Janitor, about: About) -> None:
+    def __init__(self, store: RedisStore, wakeups: WakeUps, janitor: Janitor, about: About, tokens: Tokens) -> None:
         self.batches = Batches(store, wakeups, janitor)
         self.about = about
+        self.tokens = tokens
         self.listing = Listing(store.listing)
         self.histories = Histories(store.history)
         self.keeping = Keeping(store, self.batches, janitor)

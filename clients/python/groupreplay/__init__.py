@@ -2,6 +2,7 @@
 
 from groupreplay.async_client import AsyncClient
 from groupreplay.client import Client
+from groupreplay.connection import Connection
 from groupreplay.errors import (
     BatchNotReadyError,
     CallDeadlineExceededError,
@@ -15,6 +16,7 @@ from groupreplay.errors import (
     InvalidRequestError,
     LeaseExpiredError,
     PayloadLostError,
+    PermissionDeniedError,
     PolicyVersionConflictError,
     QuotaExceededError,
     RateLimitedError,
@@ -25,10 +27,13 @@ from groupreplay.errors import (
     StoreUnavailableError,
     TableExistsError,
     TableFullError,
+    TokenExistsError,
+    UnauthenticatedError,
     UnknownLeaseError,
     UnknownRunError,
     UnknownStepError,
     UnknownTableError,
+    UnknownTokenError,
 )
 from groupreplay.groups import FinishReason, Rollout, RolloutGroup
 from groupreplay.history import GroupDistribution, Histogram, StepSummary, TableHistory
@@ -45,6 +50,7 @@ from groupreplay.table_config import (
     StalenessRule,
     TableConfig,
 )
+from groupreplay.tokens import NewToken, Scope, Token
 from groupreplay.types import (
     Admission,
     Batch,
@@ -84,6 +90,7 @@ __all__ = [
     "BatchOutline",
     "CallDeadlineExceededError",
     "Client",
+    "Connection",
     "DeliveredGroup",
     "Delivery",
     "Diagnosis",
@@ -112,7 +119,9 @@ __all__ = [
     "LeaseExpiredError",
     "Lineage",
     "ListedGroup",
+    "NewToken",
     "PayloadLostError",
+    "PermissionDeniedError",
     "Policy",
     "PolicyVersionConflictError",
     "PrioritySource",
@@ -130,6 +139,7 @@ __all__ = [
     "RolloutGroup",
     "RolloutPiece",
     "Sampler",
+    "Scope",
     "ServerInfo",
     "ServiceUnavailableError",
     "Severity",
@@ -148,9 +158,13 @@ __all__ = [
     "TableExistsError",
     "TableFullError",
     "TableHistory",
+    "Token",
+    "TokenExistsError",
+    "UnauthenticatedError",
     "UnknownLeaseError",
     "UnknownRunError",
     "UnknownStepError",
     "UnknownTableError",
+    "UnknownTokenError",
     "merge_groups",
 ]

@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from groupreplay.errors import GroupReplayError
+from groupreplay_server.access import Access
 from groupreplay_server.api import rest
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.operations import Operations
@@ -19,6 +20,7 @@ from groupreplay_server.api.rest.paths import WholeNames
 from groupreplay_server.api.rest.problems import error_problem, http_problem
 from groupreplay_server.api.rest.router import make_router
 from groupreplay_server.api.running import CountCalls, RunningCalls
+from groupreplay_server.certificates import Certificates
 from groupreplay_server.readiness import Readiness
 from groupreplay_server.service import ReplayService
 from groupreplay_server.ui import page
@@ -28,7 +30,13 @@ _LAST_SECOND = 1
 
 
 def make_app(
-    service: ReplayService, operations: Operations, readiness: Readiness, metrics: Metrics, running: RunningCalls
+    *,
+    service: ReplayService,
+    operations: Operations,
+    readiness: Readiness,
+    metrics: Metrics,
+    access: Access,
+    running: RunningCalls,
 ) -> FastAPI:
     """Return the ASGI application."""
     app = FastAPI(title="groupreplay", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
@@ -36,7 +44,7 @@ def make_app(
     app.add_exception_handler(GroupReplayError, error_problem)
     app.add_middleware(WholeNames)
     app.add_middleware(CountCalls, running=running)
-    app.include_router(make_router(operations, readiness, metrics))
+    app.include_router(make_router(operations, readiness, metrics, access))
     app.include_router(page.make_router())
 
     document = resources.files(rest).joinpath("openapi.json").read_bytes()
@@ -72,10 +80,13 @@ def make_app(
 class HttpServer:
     """uvicorn on a socket that is bound before the service says it is ready; signals are left to the service."""
 
-    def __init__(self, app: FastAPI, running: RunningCalls) -> None:
+    def __init__(self, app: FastAPI, running: RunningCalls, certificates: Certificates | None = None) -> None:
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_LAST_SECOND
         )
+        if certificates is not None:
+            config.load()
+            config.ssl = certificates.http_context()
         self._running = running
         self._server = _QuietServer(config)
         self._socket: socket.socket | None = None

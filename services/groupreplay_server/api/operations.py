@@ -8,6 +8,7 @@ from groupreplay import convert, convert_diagnosis, convert_history, convert_lis
 from groupreplay.errors import GroupReplayError, InternalError, InvalidRequestError, StoreUnavailableError
 from groupreplay.groups import check_name
 from groupreplay.parts import AssembledGroup, PartAssembler
+from groupreplay.tokens import token_from_proto, token_to_proto
 from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.api.listing import group_filter, listed_group
 from groupreplay_server.api.metrics import Metrics
@@ -311,6 +312,16 @@ class Operations:
         table = await self._service.keeping.restore(kept, header.restore_id, read_groups(parts, kept))
         self._metrics.payload("in", table.payload_bytes)
         return pb.RestoreResponse(table=convert_tables.table_to_proto(table))
+
+    async def create_token(self, request: pb.CreateTokenRequest) -> pb.CreateTokenResponse:
+        created = await self._service.tokens.create(token_from_proto(request.token), request.secret_sha256)
+        return pb.CreateTokenResponse(token=token_to_proto(created))
+
+    async def list_tokens(self, _: pb.ListTokensRequest) -> pb.ListTokensResponse:
+        return pb.ListTokensResponse(tokens=map(token_to_proto, await self._service.tokens.list()))
+
+    async def revoke_token(self, request: pb.RevokeTokenRequest) -> pb.RevokeTokenResponse:
+        return pb.RevokeTokenResponse(token=token_to_proto(await self._service.tokens.revoke(request.name)))
 
     def method(self, rpc: str) -> Callable[..., Any]:
         """Return the method of an RPC by its name in the protocol."""

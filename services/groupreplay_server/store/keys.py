@@ -14,6 +14,8 @@ SWEEPER = f"{PREFIX}:sweeper"
 """string: the server that sweeps orphans, with an expiry"""
 RESTORES = f"{PREFIX}:restores"
 """set of `run/table` that are being restored"""
+TOKENS = f"{PREFIX}:tokens"
+"""hash: name of a token -> JSON of what it allows and the SHA-256 of its secret"""
 PAYLOADS = f"{PREFIX}:payload:"
 """what every payload key begins with"""
 WAKE_CHANNEL = f"{PREFIX}:wake"
@@ -100,7 +102,7 @@ def payload_parts(key: str) -> tuple[str, str, str, str]:
 
 def is_declared(key: str) -> bool:
     """Return whether key is one that this module can make."""
-    if key in {RUNS, SWEEPER, RESTORES}:
+    if key in {RUNS, SWEEPER, RESTORES, TOKENS}:
         return True
     head, _, rest = key.partition(":")
     if head != PREFIX:

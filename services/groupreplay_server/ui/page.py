@@ -50,6 +50,16 @@ def page_files() -> dict[str, PageFile]:
     return {entry.name: PageFile.of(entry.name, entry.read_bytes()) for entry in folder.iterdir()}
 
 
+def page_paths(*, at_root: bool = True) -> list[str]:
+    """Return the paths of make_router: nothing under them is secret, and who opens the page has no token yet."""
+    names = ["" if name == "index.html" else name for name in page_files()]
+    return [*_short_paths(at_root=at_root), *(f"{PAGE}{name}" for name in names)]
+
+
+def _short_paths(*, at_root: bool) -> list[str]:
+    return ["/", PATH] if at_root else [PATH]
+
+
 def make_router(*, at_root: bool = True) -> APIRouter:
     """Return the routes of the page; at_root leads / to it as well."""
     router = APIRouter(include_in_schema=False)
@@ -72,6 +82,6 @@ def make_router(*, at_root: bool = True) -> APIRouter:
     async def lead(_: Request) -> Response:
         return Response(status_code=HTTPStatus.TEMPORARY_REDIRECT, headers={"Location": "ui/"})
 
-    for path in ("/", PATH) if at_root else (PATH,):
+    for path in _short_paths(at_root=at_root):
         router.add_api_route(path, lead, methods=["GET", "HEAD"])
     return router

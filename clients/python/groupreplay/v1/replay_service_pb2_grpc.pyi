@@ -105,6 +105,12 @@ class ReplayServiceStub:
     """Reads a table as it is at one moment, while it is in use. Payloads that leave meanwhile are kept for the reader."""
     Restore: _grpc.StreamUnaryMultiCallable[_replay_service_pb2.SnapshotPart, _replay_service_pb2.RestoreResponse]
     """Makes a new table from a snapshot. Nobody sees it, and an interrupted call leaves nothing, before its last part came."""
+    CreateToken: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.CreateTokenRequest, _replay_service_pb2.CreateTokenResponse]
+    """Makes a token known to the service. The secret stays with the caller: only its hash is sent and kept."""
+    ListTokens: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.ListTokensRequest, _replay_service_pb2.ListTokensResponse]
+    """Lists tokens, without what could be used to log in."""
+    RevokeToken: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.RevokeTokenRequest, _replay_service_pb2.RevokeTokenResponse]
+    """Takes a token back. Every server refuses it within five seconds."""
 
 @_typing.type_check_only
 class ReplayServiceAsyncStub(ReplayServiceStub):
@@ -183,6 +189,12 @@ class ReplayServiceAsyncStub(ReplayServiceStub):
     """Reads a table as it is at one moment, while it is in use. Payloads that leave meanwhile are kept for the reader."""
     Restore: _aio.StreamUnaryMultiCallable[_replay_service_pb2.SnapshotPart, _replay_service_pb2.RestoreResponse]  # type: ignore[assignment]
     """Makes a new table from a snapshot. Nobody sees it, and an interrupted call leaves nothing, before its last part came."""
+    CreateToken: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.CreateTokenRequest, _replay_service_pb2.CreateTokenResponse]  # type: ignore[assignment]
+    """Makes a token known to the service. The secret stays with the caller: only its hash is sent and kept."""
+    ListTokens: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.ListTokensRequest, _replay_service_pb2.ListTokensResponse]  # type: ignore[assignment]
+    """Lists tokens, without what could be used to log in."""
+    RevokeToken: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.RevokeTokenRequest, _replay_service_pb2.RevokeTokenResponse]  # type: ignore[assignment]
+    """Takes a token back. Every server refuses it within five seconds."""
 
 class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
     """Group replay for RLVR: producers insert scored rollout groups, trainers take complete batches.
@@ -474,5 +486,29 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_replay_service_pb2.RestoreResponse, _abc.Awaitable[_replay_service_pb2.RestoreResponse]]:
         """Makes a new table from a snapshot. Nobody sees it, and an interrupted call leaves nothing, before its last part came."""
+
+    @_abc_1.abstractmethod
+    def CreateToken(
+        self,
+        request: _replay_service_pb2.CreateTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.CreateTokenResponse, _abc.Awaitable[_replay_service_pb2.CreateTokenResponse]]:
+        """Makes a token known to the service. The secret stays with the caller: only its hash is sent and kept."""
+
+    @_abc_1.abstractmethod
+    def ListTokens(
+        self,
+        request: _replay_service_pb2.ListTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.ListTokensResponse, _abc.Awaitable[_replay_service_pb2.ListTokensResponse]]:
+        """Lists tokens, without what could be used to log in."""
+
+    @_abc_1.abstractmethod
+    def RevokeToken(
+        self,
+        request: _replay_service_pb2.RevokeTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.RevokeTokenResponse, _abc.Awaitable[_replay_service_pb2.RevokeTokenResponse]]:
+        """Takes a token back. Every server refuses it within five seconds."""
 
 def add_ReplayServiceServicer_to_server(servicer: ReplayServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

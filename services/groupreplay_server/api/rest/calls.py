@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from groupreplay.errors import GroupReplayError, InvalidRequestError
 from groupreplay.parts import AssembledGroup, PartAssembler
 from groupreplay.v1 import replay_service_pb2 as pb
+from groupreplay_server.api.checked_call import CheckedCall
 from groupreplay_server.api.operations import Operations, check_at_once
 from groupreplay_server.api.rest.bodies import (
     MAX_GROUPS_BYTES,
@@ -77,6 +78,7 @@ class Call:
     route: Route
     request: Request
     options: Options
+    checked: CheckedCall
 
     @property
     def deadline_s(self) -> float:
@@ -100,6 +102,7 @@ class Call:
                 if texts := self.request.query_params.getlist(name):
                     set_from_text(message, fields_of(message)[name], texts)
         self.set_path_fields(message)
+        self.checked.check(message)
         if self.route.has_timeout_field:
             setattr(message, "timeout_s", self.options.timeout_s)  # noqa: B010  a field that not every message has
         return message

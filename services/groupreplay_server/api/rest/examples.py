@@ -13,6 +13,7 @@ from groupreplay_server.api.rest.transcode import Json
 
 PATH: dict[str, Json] = {
     "run": "math", "table": "train", "lease_id": "step-1", "producer_id": "generator-0", "step": 1,
+    "name": "generator-0",
 }  # fmt: skip
 GROUP: dict[str, Json] = {
     "group_id": "g1", "prompt_id": "p1", "task": "addition", "producer_id": "generator-0", "policy_version_min": 3,
@@ -51,6 +52,7 @@ _DELIVERY = group_pb2.Delivery(
 )
 _PB_POLICY = convert_tables.policy_to_proto(_POLICY)
 _PB_QUOTA = convert_tables.quota_to_proto(Quota(max_groups=10_000, max_bytes=None, groups=60, bytes=5280))
+_TOKEN = pb.Token(name="generator-0", scope=pb.PRODUCER, run="math", created_at_ms=1790000000000)
 _RESULT = pb.InsertResult(group_id="g1", outcome=pb.INSERTED)
 _PUSHED = pb.PushResult(group_id="g1", piece_id="0", outcome=pb.PIECE_PENDING, rollouts=1, group_size=2)
 _MEMORY = table_pb2.DURABILITY_MEMORY
@@ -82,12 +84,17 @@ REQUESTS: dict[str, Json] = {
         "rewind_id": "restart-1",
     },
     "SetQuota": {"max_groups": 10000},
+    "CreateToken": {
+        "token": {"scope": "producer", "run": "math"},
+        "secret_sha256": "n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg=",
+    },
 }
 """Bodies; of NDJSON, one line."""
 
 QUERIES: dict[str, dict[str, Json]] = {
     "ListTables": {"run": "math"},
     "Diagnose": {"batch_size": 8},
+    "GetTableHistory": {"after_step": 0, "limit": 100},
     "ListGroups": {"states": ["fresh", "replay"], "task": "addition", "effective": True, "limit": 50},
     "ResolvePolicy": {"label": "4"},
     "WatchPolicy": {"after_version": 3},
@@ -128,6 +135,21 @@ ANSWERS: dict[str, Message] = {
         step=1, batch=_BATCH, holder="trainer-0", seed="073e15172dda6cec04ec7588f9f2c10c",
         committed_at_ms=1790000000000, groups=[pb.LineageGroup(group_id="g1", delivery=_DELIVERY)],
     ),
+    "GetTableHistory": pb.GetTableHistoryResponse(
+        steps=[
+            pb.StepSummary(
+                step=1, committed_at_ms=1790000000000, policy_version=3, batch_size=8, fresh=8, fresh_effective=5,
+                groups=8, refilled=3, staleness_mean=0.75, staleness_max=2, reward_mean=0.4, replay_reward_mean=0.5,
+                kl_mean=0.01, ess_mean=0.95,
+            )
+        ],
+        newest_step=1, taken_at_ms=1790000000500,
+        fresh=pb.GroupDistribution(),
+        replay=pb.GroupDistribution(
+            groups=5, looked_at=5, staleness=pb.Histogram(edges=[0, 1, 2], counts=[3, 2]),
+            priority=pb.Histogram(edges=[1, 1], counts=[5]),
+        ),
+    ),
     "Restore": pb.RestoreResponse(table=_TABLE),
     "GetPolicy": pb.GetPolicyResponse(policy=_PB_POLICY),
     "AdvancePolicy": pb.AdvancePolicyResponse(policy=_PB_POLICY),
@@ -135,6 +157,9 @@ ANSWERS: dict[str, Message] = {
     "ResolvePolicy": pb.ResolvePolicyResponse(version=4),
     "GetQuota": pb.GetQuotaResponse(quota=_PB_QUOTA),
     "SetQuota": pb.SetQuotaResponse(quota=_PB_QUOTA),
+    "CreateToken": pb.CreateTokenResponse(token=_TOKEN),
+    "ListTokens": pb.ListTokensResponse(tokens=[_TOKEN]),
+    "RevokeToken": pb.RevokeTokenResponse(token=_TOKEN),
 }  # fmt: skip
 
 LINES: dict[str, list[dict[str, Any]]] = {

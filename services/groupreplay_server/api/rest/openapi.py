@@ -24,7 +24,10 @@ from groupreplay_server.api.rest.transcode import INTEGERS, Json, is_map, to_jso
 
 Schema = dict[str, Json]
 
-_ALWAYS = ("INVALID_REQUEST", "STORE_UNAVAILABLE", "SHUTTING_DOWN", "INTERNAL")
+_ALWAYS = (
+    "INVALID_REQUEST", "STORE_UNAVAILABLE", "SHUTTING_DOWN", "INTERNAL", "UNAUTHENTICATED", "PERMISSION_DENIED",
+    "RATE_LIMITED",
+)  # fmt: skip
 _LEASE = ("UNKNOWN_LEASE", "LEASE_EXPIRED", "STEP_CONFLICT")
 _BATCH = ("BATCH_NOT_READY", "STEP_CONFLICT", "LEASE_EXPIRED", "PAYLOAD_LOST")
 _STORED = ("DURABILITY_NOT_REACHED",)
@@ -49,11 +52,14 @@ REASONS: dict[str, tuple[str, ...]] = {
     "ResolvePolicy": ("FUTURE_POLICY_VERSION",),
     "Snapshot": ("LEASE_EXPIRED", "PAYLOAD_LOST"),
     "Restore": ("TABLE_EXISTS", "FUTURE_POLICY_VERSION", "QUOTA_EXCEEDED", "LEASE_EXPIRED", *_STORED),
+    "CreateToken": ("TOKEN_EXISTS", "QUOTA_EXCEEDED"),
+    "RevokeToken": ("UNKNOWN_TOKEN",),
 }
 """RPC -> ErrorReasons that it may end with, beside those of every call and of names that do not exist."""
 
 _ABOUT = """Every operation of groupreplay's gRPC service, in plain JSON. docs/reference/rest.md has the rules that hold
 for all of them: names, numbers, options, streams and errors."""
+_LOGIN = "grt.NAME.SECRET, where the service asks for tokens; docs/howto/secure-the-service.md lists the scopes"
 _TIMEOUT = "Seconds to wait for what is asked for, 0 to 86400"
 _COLUMNS = "How columns of numbers are sent: arrays of numbers, or base64 of their little-endian bytes"
 
@@ -94,7 +100,9 @@ class Document:
             "components": {
                 "schemas": dict(sorted(self._schemas.items())),
                 "responses": dict(sorted(self._problems.items())),
+                "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": _LOGIN}},
             },
+            "security": [{"token": []}, {}],
         }
 
     def _operation(self, route: Route) -> dict[str, Json]:

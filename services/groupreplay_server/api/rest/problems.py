@@ -1,6 +1,7 @@
 """Errors as application/problem+json (RFC 9457), by the one table in groupreplay.errors."""
 
 import http
+import math
 
 import orjson
 from fastapi import Request, Response
@@ -38,8 +39,10 @@ def problem_response(
 ) -> Response:
     """Return the answer of a failed call."""
     content = problem(error, status)
-    retry = {"Retry-After": str(RETRY_AFTER_S)} if error.retryable else {}
-    return Response(orjson.dumps(content), content["status"], {**retry, **(headers or {})}, MEDIA_TYPE)
+    more = {"Retry-After": str(math.ceil(error.retry_after_s or RETRY_AFTER_S))} if error.retryable else {}
+    if content["status"] == http.HTTPStatus.UNAUTHORIZED:
+        more["WWW-Authenticate"] = "Bearer"
+    return Response(orjson.dumps(content), content["status"], {**more, **(headers or {})}, MEDIA_TYPE)
 
 
 class NoRouteError(InvalidRequestError):

@@ -2,13 +2,12 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from http import HTTPStatus
 
 import orjson
 from fastapi import APIRouter, Request, Response
-from fastapi.params import Depends
 from fastapi.responses import StreamingResponse
 from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect
@@ -16,6 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from groupreplay.errors import CallDeadlineExceededError, ShuttingDownError
 from groupreplay.v1 import replay_service_pb2 as pb
+from groupreplay_server.access import Access
+from groupreplay_server.api.checked_call import CheckedCall
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.operations import Operations, typed_error
 from groupreplay_server.api.rest.bodies import JSON_TYPE, LINES_TYPE, closing, while_caller_listens
@@ -27,12 +28,10 @@ from groupreplay_server.api.rest.transcode import to_json
 from groupreplay_server.readiness import Readiness
 
 
-def make_router(
-    operations: Operations, readiness: Readiness, metrics: Metrics, *, dependencies: Sequence[Depends] = ()
-) -> APIRouter:
-    """Return the routes. Dependencies run before each call under /v1: the place to look at a token."""
-    router = APIRouter(dependencies=dependencies, include_in_schema=False)
-    door = RestDoor(operations, readiness, metrics)
+def make_router(operations: Operations, readiness: Readiness, metrics: Metrics, access: Access) -> APIRouter:
+    """Return the routes."""
+    router = APIRouter(include_in_schema=False)
+    door = RestDoor(operations, readiness, metrics, access)
     by_path: dict[str, dict[str, Route]] = defaultdict(dict)
     for route in ROUTES:
         by_path[route.path][route.verb] = route
@@ -44,8 +43,9 @@ def make_router(
 class RestDoor:
     """Answers calls: errors become problems, and a caller who goes away is no longer worked for."""
 
-    def __init__(self, operations: Operations, readiness: Readiness, metrics: Metrics) -> None:
+    def __init__(self, operations: Operations, readiness: Readiness, metrics: Metrics, access: Access) -> None:
         self._operations = operations
+        self._access = access
         self._readiness = readiness
         self._metrics = metrics
 
@@ -61,7 +61,15 @@ class RestDoor:
         try:
             if self._readiness.draining:
                 raise ShuttingDownError("the service is draining; call again, another replica or its successor answers")
-            call = Call(operations=self._operations, route=route, request=request, options=Options.read(route, request))
+            checked = CheckedCall(self._access, route.rpc)
+            checked.check_path(request.path_params)
+            call = Call(
+                operations=self._operations,
+                route=route,
+                request=request,
+                options=Options.read(route, request),
+                checked=checked,
+            )
             return await (self._object(call) if route.answer is Answer.JSON else self._stream(call))
         except ClientDisconnect:
             return Response(status_code=HTTPStatus.NO_CONTENT)  # nobody reads it
@@ -73,7 +81,8 @@ class RestDoor:
             return problem_response(typed_error(route.rpc, error), headers=closing(request))
 
     async def _object(self, call: Call) -> Response:
-        with self._metrics.call(call.route.rpc):
+        rpc = call.route.rpc
+        with self._metrics.call(rpc), self._access.audited(rpc, call.checked.target):
             async with asyncio.timeout(call.deadline_s):
                 message = await call.unary()
         created = isinstance(message, pb.CreateTableResponse) and message.created
@@ -93,9 +102,10 @@ class RestDoor:
         """Yield the lines of an answer. What goes wrong before the first is raised, later it is the last line."""
         rpc, started = call.route.rpc, False
         try:
-            with self._metrics.call(rpc):
+            with self._metrics.call(rpc), self._access.audited(rpc, call.checked.target):
                 async with aclosing(call.lines(message)) as lines:
                     async for line in lines:
+                        await call.checked.confirm()
                         started = True
                         yield line
         except Exception as error:

@@ -190,5 +190,11 @@ ROUTES = (
     ),
     Route(rpc="GetQuota", verb="GET", path=f"{_RUN}/quota", summary="What a run may hold, and holds"),
     Route(rpc="SetQuota", verb="PUT", path=f"{_RUN}/quota", summary="Limit what a run may hold", body=Body.JSON),
+    Route(rpc="ListTokens", verb="GET", path="/v1/tokens", summary="All tokens, without their secrets"),
+    Route(
+        rpc="CreateToken", verb="PUT", path="/v1/tokens/{name}", summary="Make a token known", body=Body.JSON,
+        fields={"name": "token.name"},
+    ),
+    Route(rpc="RevokeToken", verb="DELETE", path="/v1/tokens/{name}", summary="Take a token back"),
 )  # fmt: skip
 """Ordered by subject; each RPC has one."""

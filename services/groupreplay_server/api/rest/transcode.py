@@ -8,13 +8,13 @@ have is refused.
 
 import base64
 import binascii
+import json
 import math
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, cast
 
 import numpy as np
-import orjson
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
@@ -218,4 +218,4 @@ def _shown(value: Json) -> str:
         return "an object"
     if isinstance(value, list):
         return "an array"
-    return orjson.dumps(value).decode()[:100]
+    return json.dumps(value, ensure_ascii=False)[:100]  # not orjson, which has no integers beyond 64 bits

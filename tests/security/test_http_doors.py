@@ -1,0 +1,70 @@
+"""What of HTTP is open without a token, and what is not."""
+
+from dataclasses import replace
+
+import httpx
+import pytest
+import redis
+from security.conftest import ADMIN_TOKEN, make_token
+
+from groupreplay import AsyncClient, Scope
+from groupreplay_server.app import RunningServer, running_server
+from groupreplay_server.settings import ServerSettings
+
+
+async def test_only_the_probes_are_open(secured: RunningServer) -> None:
+    """A path that is not there says no more than one that is."""
+    async with httpx.AsyncClient(base_url=f"http://{secured.http_address}") as http:
+        for path in ("/healthz", "/readyz"):
+            assert (await http.get(path)).status_code == 200
+        for path in ("/metrics", "/v1/tables", "/v1/info", "/nothing", "//healthz", "/healthz/", "/HEALTHZ"):
+            refused = await http.get(path)
+            assert refused.status_code == 401, path
+            assert refused.headers["www-authenticate"] == "Bearer"
+            assert refused.json()["reason"] == "UNAUTHENTICATED"
+
+
+@pytest.mark.parametrize("authorization", ["", "Bearer", f"Basic {ADMIN_TOKEN}", ADMIN_TOKEN, "Bearer \xff"])
+async def test_other_ways_to_log_in_are_none(secured: RunningServer, authorization: str) -> None:
+    """Only `Bearer TOKEN` is; in no case a fault of the service."""
+    headers = [(b"authorization", authorization.encode("latin-1"))]
+    async with httpx.AsyncClient(base_url=f"http://{secured.http_address}") as http:
+        assert (await http.get("/v1/tables", headers=headers)).status_code == 401
+
+
+async def test_a_body_is_not_read_before_its_sender_is_known(secured: RunningServer) -> None:
+    """Whoever has no token cannot make the service read, or keep, megabytes."""
+    sent = 0
+
+    async def endless() -> object:
+        nonlocal sent
+        while sent < 2**30:
+            sent += 2**16
+            yield b" " * 2**16
+
+    async with httpx.AsyncClient(base_url=f"http://{secured.http_address}", timeout=20) as http:
+        try:
+            answer = await http.post("/v1/runs/r/tables/t/groups", content=endless())  # type: ignore[arg-type]
+        except httpx.HTTPError:  # the service closed the connection in the middle of it
+            pass
+        else:
+            assert answer.status_code == 401
+    assert sent < 2**28
+
+
+async def test_metrics_take_a_token_for_all_runs(secured: RunningServer, admin: AsyncClient) -> None:
+    """They name every run and table."""
+    everywhere, here = await make_token(admin, Scope.PRODUCER), await make_token(admin, Scope.ADMIN, run="math")
+    async with httpx.AsyncClient(base_url=f"http://{secured.http_address}") as http:
+        for token, status in ((everywhere, 200), (here, 403)):
+            assert (await http.get("/metrics", headers={"authorization": f"Bearer {token}"})).status_code == status
+
+
+async def test_metrics_can_be_opened(clean_redis: redis.Redis, settings: ServerSettings) -> None:
+    """For a Prometheus that cannot send a token, where the network is trusted."""
+    async with (
+        running_server(replace(settings, open_metrics=True)) as server,
+        httpx.AsyncClient(base_url=f"http://{server.http_address}") as http,
+    ):
+        assert (await http.get("/metrics")).status_code == 200
+        assert (await http.get("/v1/tables")).status_code == 401
