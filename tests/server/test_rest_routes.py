@@ -2,20 +2,17 @@
 
 import asyncio
 import json
-from typing import Any
 
 import httpx
 import pytest
 import redis
-from fastapi import Depends, FastAPI
 from rest_client import CALLS
 from table_user import TableUser
 
 from groupreplay import AsyncClient, TableConfig
-from groupreplay.errors import ERRORS, InvalidRequestError
+from groupreplay.errors import ERRORS
 from groupreplay.v1 import replay_service_pb2 as pb
-from groupreplay_server.api.rest.problems import error_problem, problem_response
-from groupreplay_server.api.rest.router import make_router
+from groupreplay_server.api.rest.problems import problem_response
 from groupreplay_server.api.rest.routes import ROUTES
 from groupreplay_server.app import RunningServer
 
@@ -38,23 +35,6 @@ def test_every_reason_comes_out_with_its_status(reason: str) -> None:
     assert response.status_code == body["status"] == cls.http_status
     assert (body["reason"], body["detail"], body["retryable"]) == (reason, "what was tried", cls.retryable)
     assert ("retry-after" in response.headers) == cls.retryable
-
-
-async def test_what_a_dependency_of_the_routes_refuses_is_a_problem() -> None:
-    """One place sees every call before it is read: that is where a token is looked at."""
-
-    async def refuse() -> None:
-        raise InvalidRequestError("not without a token")
-
-    nothing: Any = None  # the call does not come so far
-    app = FastAPI()
-    app.add_exception_handler(InvalidRequestError, error_problem)
-    app.include_router(make_router(nothing, nothing, nothing, dependencies=[Depends(refuse)]))
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
-        for route in ROUTES:
-            answer = await http.request(route.verb, route.path)
-            assert answer.json()["detail"] == "not without a token", route.rpc
 
 
 async def test_rest_calls_are_counted_with_those_of_grpc(

@@ -19,6 +19,7 @@ class Look:
         self, browser: Any, address: str, *, width: int = 1280, height: int = 800, scheme: str = "light"
     ) -> None:
         self.address = address
+        self.width = width
         self._context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         self._context.set_default_timeout(TIMEOUT_MS)
         self.page = self._context.new_page()
