@@ -298,11 +298,12 @@ export class Distribution extends Chart {
     const most = Math.max(...bins.map((bin) => this.groupsOf(bin)));
     const y = this.scale(0, most);
     const paths = this.series.map(() => "");
+    const here = this.seriesShown;
     for (const bin of bins) {
       const [from, to] = high > low ? [this.x(bin.low), this.x(bin.high)] : [PAD.left + room * 0.4, PAD.left + room * 0.6];
-      const part = (to - from) / this.series.length; // both places have the same bins: their bars stand side by side
-      const left = from + bin.at * part;
-      const right = Math.max(left + 1, left + part - (bin.at === this.series.length - 1 ? 1 : 0));
+      const part = (to - from) / here.length; // both places have the same bins: their bars stand side by side
+      const left = from + here.indexOf(bin.at) * part;
+      const right = Math.max(left + 1, left + part - (bin.at === here.at(-1) ? 1 : 0));
       paths[bin.at] += `M${left.toFixed(1)} ${y(0)}V${y(this.groupsOf(bin)).toFixed(1)}H${right.toFixed(1)}V${y(0)}z`;
     }
     this.bars.forEach((bar, at) => attribute(bar, "d", paths[at]));
@@ -315,6 +316,11 @@ export class Distribution extends Chart {
     this.drawAxes(niceRange([0, most], [0, most])[2], y, labels);
   }
 
+  /** Indexes of the series that have values. */
+  get seriesShown() {
+    return this.shown.flatMap((one, at) => (one.counts.length ? [at] : []));
+  }
+
   groupsOf(bin) {
     const one = this.shown[bin.at];
     return (bin.count * one.groups) / one.looked_at;
@@ -322,7 +328,8 @@ export class Distribution extends Chart {
 
   placeOf(index) {
     const bin = this.bins[index];
-    return this.x ? this.x(bin.low + ((bin.high - bin.low) * (bin.at + 0.5)) / this.series.length) : null;
+    const here = this.seriesShown;
+    return this.x ? this.x(bin.low + ((bin.high - bin.low) * (here.indexOf(bin.at) + 0.5)) / here.length) : null;
   }
 
   nearest(x) {

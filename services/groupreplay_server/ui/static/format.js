@@ -7,6 +7,7 @@ export function number(value, digits = 3) {
   const size = Math.abs(value);
   if (size >= 10000) return compact(value);
   if (Number.isInteger(value)) return String(value);
+  if (size !== 0 && size < 1e-6) return value < 0 ? "> -1e-6" : "< 1e-6";
   if (size !== 0 && size < 0.001) return value.toExponential(1);
   return String(Number(value.toPrecision(digits)));
 }
@@ -42,7 +43,8 @@ export function span(seconds) {
 
 /** Return how long ago a Unix time in milliseconds was. */
 export function ago(ms, now = Date.now()) {
-  return ms ? `${span(Math.max(0, now - ms) / 1000)} ago` : "never";
+  if (!ms) return "never";
+  return now - ms < 1000 ? "just now" : `${span((now - ms) / 1000)} ago`;
 }
 
 /** Return a wall clock time. */

@@ -128,7 +128,7 @@ export class GroupsView {
     this.cursor = cursor;
     this.more.hidden = !cursor;
     const filtered = this.query ? " that match" : "";
-    const found = `${groups.length}${cursor ? " of more" : ""}${filtered}`;
+    const found = `${groups.length}${cursor ? " of more" : ""}${filtered}.`;
     text(this.said, groups.length ? found : cursor ? "None so far; there is more to look through." : `There are no groups${filtered}.`);
     text(this.asOf, ` As of ${clock(Date.now())}.`);
     sync(this.body, groups, (group) => group.header.group_id, (group) => this.#makeRow(group), (row, group) => this.#update(row, group));
