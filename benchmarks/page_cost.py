@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -51,24 +52,19 @@ def main() -> None:
 def measure(load: "Load", http_address: str, folder: Path, arguments: argparse.Namespace) -> None:
     """Run the rounds."""
     load.run(arguments.round_s)
-    ratios, rates = [], []
+    pids = service_pids(folder)
+    rounds: dict[bool, list[Round]] = {False: [], True: []}
     for number in range(arguments.rounds):
-        found = {}
         for open_page in (False, True) if number % 2 else (True, False):
             with pages(http_address, arguments.pages if open_page else 0):
-                found[open_page] = load.run(arguments.round_s)
-        ratios.append(1 - found[True] / found[False])
-        rates.append(found[False])
-        print(f"round {number}: {found[False]:.0f} groups/s without, {found[True]:.0f} with", flush=True)
-    error = statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else float("nan")
+                rounds[open_page].append(Round.of(load, pids, arguments.round_s))
+        print(f"round {number}: {rounds[False][-1]} without, {rounds[True][-1]} with", flush=True)
+    pairs = list(zip(rounds[False], rounds[True], strict=True))
     table = load.client.describe_table(run=RUN, table=TABLE)
     print(f"table: {table.fresh} fresh, {table.replay} in replay; batch of {BATCH}, {load.steps} steps")
-    print(f"throughput without a page: {statistics.mean(rates):.0f} groups/s inserted, delivered and committed")
-    print(
-        f"{arguments.pages} open took {statistics.mean(ratios):.2%} of throughput, standard error {error:.2%}, "
-        f"median {statistics.median(ratios):.2%}, over {len(ratios)} pairs of rounds of {arguments.round_s:g} s"
-    )
-    pids = service_pids(folder)
+    how = f"{arguments.pages} open, {len(pairs)} pairs of rounds of {arguments.round_s:g} s, load {os.getloadavg()[0]:.1f}"
+    print(f"throughput, groups/s: a page took {shown([1 - it.rate / no.rate for no, it in pairs])}; {how}")
+    print(f"CPU of service and Redis for a group: a page added {shown([it.cost / no.cost - 1 for no, it in pairs])}")
     shares: dict[int, float] = {}
     for count in (0, arguments.pages):
         with pages(http_address, count) as asked:
@@ -79,6 +75,32 @@ def measure(load: "Load", http_address: str, folder: Path, arguments: argparse.N
         f"CPU of service and Redis at rest: {shares[0]:.2%} of a core, with the page {shares[arguments.pages]:.2%}; "
         f"a round of its requests takes {statistics.median(asked.seconds) * 1000:.0f} ms (median)"
     )
+
+
+def shown(shares: list[float]) -> str:
+    """Return shares as mean, standard error and median."""
+    error = statistics.stdev(shares) / len(shares) ** 0.5 if len(shares) > 1 else float("nan")
+    return f"{statistics.mean(shares):.1%} (standard error {error:.1%}, median {statistics.median(shares):.1%})"
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What a round measured."""
+
+    rate: float
+    """Groups inserted, delivered and committed in a second."""
+    cost: float
+    """CPU seconds of service and Redis for a group, which other processes of the machine disturb less."""
+
+    @classmethod
+    def of(cls, load: "Load", pids: list[int], seconds: float) -> Self:
+        """Work for some seconds."""
+        before, first = cpu_seconds(pids), load.steps
+        rate = load.run(seconds)
+        return cls(rate, (cpu_seconds(pids) - before) / ((load.steps - first) * BATCH))
+
+    def __str__(self) -> str:
+        return f"{self.rate:.0f} groups/s at {self.cost * 1e6:.0f} us of CPU each"
 
 
 @dataclass(slots=True)

@@ -57,11 +57,12 @@ class Histories:
         return replace(history, steps=tuple(step for step in history.steps if step.step > after_step)[-limit:])
 
     async def _refreshed(self, run: str, table: str, before: TableHistory | None) -> TableHistory:
-        """Read only what is new, where nothing was undone."""
+        """Read only what is new, where nothing was undone, or lost with its Redis."""
         if before is not None and before.steps:
-            after_step = max(before.steps[-1].step - LATE_STEPS, -1)
+            newest = before.steps[-1].step
+            after_step = max(newest - LATE_STEPS, -1)
             reading = await self._store.read(run, table, after_step=after_step, limit=MAX_STEPS)
-            if reading.steps_undone == before.steps_undone:
+            if reading.steps_undone == before.steps_undone and (reading.newest_step or -1) >= newest:
                 return _history(reading, [step for step in before.steps if step.step <= after_step])
         return _history(await self._store.read(run, table, after_step=-1, limit=MAX_STEPS), [])
 

@@ -60,7 +60,7 @@ def test_a_table_shows_steps_buffer_producers_leases_and_diagnosis(client: Clien
     page.wait_for("sampling 8 prompts")
     page.wait_for("alive,")
     page.wait_for("trainer-0")
-    page.wait_for("The next batch is not ready. table math/train needs 8 more fresh groups")
+    page.wait_for("The next batch is being filled. Table math/train needs 8 more fresh groups")
     assert page.text(".tiles").count("\n") > 8
 
 
@@ -73,6 +73,17 @@ def test_a_batch_of_another_size_can_be_asked_about(client: Client, look: OpenPa
     page.page.get_by_label("for a batch of").fill("2")
     page.page.keyboard.press("Enter")
     page.wait_for("The next batch is ready.")
+
+
+def test_a_run_that_stands_still_stands_out(client: Client, look: OpenPage) -> None:
+    """Between two batches a table is short of groups for a moment; without anybody who makes them it is another thing."""
+    Training(client)
+    page = look(AT)
+    page.page.locator(".headline.problem").get_by_text(
+        "The next batch is not ready. Table math/train needs 64"
+    ).wait_for()
+    page.page.get_by_role("status").get_by_text("The next batch is not ready.").wait_for()
+    page.wait_for("No producer was ever heard of in table math/train")
 
 
 def test_new_steps_come_by_themselves_and_disturb_nothing(client: Client, look: OpenPage) -> None:

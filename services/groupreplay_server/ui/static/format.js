@@ -41,10 +41,22 @@ export function span(seconds) {
   return `${Math.round(seconds / 86400)} d`;
 }
 
+let ahead = null; // by which the clock of this machine is ahead of the service's, in milliseconds
+
+/** Take note of what the service's clock showed a moment ago. */
+export function noteClock(serviceMs) {
+  ahead = Math.min(ahead ?? Infinity, Date.now() - serviceMs);
+}
+
+/** Return what the service's clock shows now, as far as it is known. */
+export function now() {
+  return Date.now() - (ahead ?? 0);
+}
+
 /** Return how long ago a Unix time in milliseconds was. */
-export function ago(ms, now = Date.now()) {
+export function ago(ms) {
   if (!ms) return "never";
-  return now - ms < 1000 ? "just now" : `${span((now - ms) / 1000)} ago`;
+  return now() - ms < 1000 ? "just now" : `${span((now() - ms) / 1000)} ago`;
 }
 
 /** Return a wall clock time. */

@@ -4,12 +4,13 @@ import { groupsAddress, tableAddress } from "./addresses.js";
 import { diagnose, getPolicy } from "./api.js";
 import { Distribution, FillChart, LineChart } from "./chart.js";
 import { attribute, cells, h, sync, text } from "./dom.js";
-import { ago, bytes, clock, number, percent, plural, span } from "./format.js";
+import { ago, bytes, clock, now, number, percent, plural, span } from "./format.js";
 import { StepHistory } from "./history.js";
 
 const STEPS = 1000;
 const LISTED_STEPS = 12;
 const DEFAULT_BATCH = 64;
+const STUCK_AFTER_MS = 30000; // without an insert; between two batches a table is short of groups for a moment
 const SIGN = { problem: "!", warning: "▲", info: "i" };
 const PRODUCER_HEADINGS = ["Producer", "Pulse", "Inserted", "Effective", "Refused", "Last insert", "It says"];
 const LEASE_HEADINGS = ["Lease", "Holder", "Groups", "Fresh", "Ends"];
@@ -144,11 +145,11 @@ export class TableView {
 
   /** Groups per second since the look before. */
   #rate(inserted) {
-    const now = performance.now();
+    const at = performance.now();
     const before = this.before;
-    if (!before || now - before.now > 1500) this.before = { now, inserted };
-    if (!before || now <= before.now) return this.rated ?? "";
-    this.rated = `${number((inserted - before.inserted) / ((now - before.now) / 1000), 2)} a second`;
+    if (!before || at - before.at > 1500) this.before = { at, inserted };
+    if (!before || at <= before.at) return this.rated ?? "";
+    this.rated = `${number((inserted - before.inserted) / ((at - before.at) / 1000), 2)} a second`;
     return this.rated;
   }
 
@@ -182,11 +183,15 @@ export class TableView {
 
   #showDiagnosis(diagnosis) {
     text(this.ready, diagnosis.ready ? "yes" : "no");
-    attribute(this.ready, "class", `badge ${diagnosis.ready ? "good" : "problem"}`);
+    const silent = now() - diagnosis.table.last_insert_ms > STUCK_AFTER_MS;
+    const stuck = !diagnosis.ready && (silent || diagnosis.producers.some((producer) => producer.health !== "alive"));
+    const look = diagnosis.ready ? "good" : stuck ? "problem" : "muted";
     const worst = diagnosis.findings.find((finding) => finding.severity === "problem");
-    text(this.headline, diagnosis.ready ? "The next batch is ready." : `The next batch is not ready. ${worst?.text ?? ""}`);
-    text(this.announced, diagnosis.ready ? "The next batch is ready." : "The next batch is not ready.");
-    attribute(this.headline, "class", `headline ${diagnosis.ready ? "good" : "problem"}`);
+    const state = diagnosis.ready ? "The next batch is ready." : stuck ? "The next batch is not ready." : "The next batch is being filled.";
+    attribute(this.ready, "class", `badge ${look}`);
+    attribute(this.headline, "class", `headline ${look}`);
+    text(this.headline, diagnosis.ready ? state : `${state} ${worst ? worst.text[0].toUpperCase() + worst.text.slice(1) : ""}`);
+    text(this.announced, stuck ? state : "");
     sync(
       this.findings,
       diagnosis.findings,
@@ -224,7 +229,7 @@ export class TableView {
       it.holder || "–",
       number(it.groups),
       number(it.fresh),
-      `in ${span(Math.max(0, it.deadline_ms - Date.now()) / 1000)}`,
+      `in ${span(Math.max(0, it.deadline_ms - now()) / 1000)}`,
     ]);
     this.leases.count(leases.length);
   }
