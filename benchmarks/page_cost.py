@@ -62,7 +62,7 @@ def measure(load: "Load", http_address: str, folder: Path, arguments: argparse.N
     pairs = list(zip(rounds[False], rounds[True], strict=True))
     table = load.client.describe_table(run=RUN, table=TABLE)
     print(f"table: {table.fresh} fresh, {table.replay} in replay; batch of {BATCH}, {load.steps} steps")
-    how = f"{arguments.pages} open, {len(pairs)} pairs of rounds of {arguments.round_s:g} s, load {os.getloadavg()[0]:.1f}"
+    how = f"{arguments.pages} open, {len(pairs)} pairs of {arguments.round_s:g} s, load {os.getloadavg()[0]:.1f}"
     print(f"throughput, groups/s: a page took {shown([1 - it.rate / no.rate for no, it in pairs])}; {how}")
     print(f"CPU of service and Redis for a group: a page added {shown([it.cost / no.cost - 1 for no, it in pairs])}")
     shares: dict[int, float] = {}

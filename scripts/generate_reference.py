@@ -50,7 +50,8 @@ def _first_line(cls: type[Any]) -> str:
 
 
 _SETTINGS_HEAD = """Each is a flag, an environment variable, or a line of a TOML file. An unknown one is refused.
-A flag beats a variable, a variable beats the file.
+A flag beats a variable, a variable beats the file. `GROUPREPLAY_TOKEN`, `GROUPREPLAY_TOKEN_FILE` and
+`GROUPREPLAY_CA_FILE` hold for every command that connects to a service and has no variable of its own set.
 
 The file is given with `--config run.toml` and has a section for each command; `--optimizer.lr` is `lr` in its section
 `[train.optimizer]`, `--batch-size` is `batch_size` in `[train]`:

@@ -62,7 +62,8 @@ class Histories:
             newest = before.steps[-1].step
             after_step = max(newest - LATE_STEPS, -1)
             reading = await self._store.read(run, table, after_step=after_step, limit=MAX_STEPS)
-            if reading.steps_undone == before.steps_undone and (reading.newest_step or -1) >= newest:
+            is_whole = reading.newest_step is not None and reading.newest_step >= newest
+            if is_whole and reading.steps_undone == before.steps_undone:
                 return _history(reading, [step for step in before.steps if step.step <= after_step])
         return _history(await self._store.read(run, table, after_step=-1, limit=MAX_STEPS), [])
 

@@ -93,7 +93,7 @@ def test_commands_exist_with_these_flags(page: str, line: str) -> None:
         if words[1] == "demo" and arguments:
             _check_flags("demo", shlex.split(arguments[0]))
     else:
-        assert words[0] in {"git", "cd", "pip", "curl", "python3"}, f"{page}: nobody checks {line}"
+        assert words[0] in {"git", "cd", "pip", "curl", "python3", "openssl"}, f"{page}: nobody checks {line}"
 
 
 def _check_flags(command: str, words: list[str]) -> None:

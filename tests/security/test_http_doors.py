@@ -1,13 +1,19 @@
 """What of HTTP is open without a token, and what is not."""
 
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
 import redis
 from security.conftest import ADMIN_TOKEN, make_token
+from starlette.routing import Route
 
 from groupreplay import AsyncClient, Scope
+from groupreplay_server.api.http_access import METRICS, PROBES
+from groupreplay_server.api.http_api import make_app
+from groupreplay_server.api.operations import Operations
+from groupreplay_server.api.running import RunningCalls
 from groupreplay_server.app import RunningServer, running_server
 from groupreplay_server.settings import ServerSettings
 from groupreplay_server.ui.page import page_paths
@@ -70,3 +76,19 @@ async def test_metrics_can_be_opened(clean_redis: redis.Redis, settings: ServerS
     ):
         assert (await http.get("/metrics")).status_code == 200
         assert (await http.get("/v1/tables")).status_code == 401
+
+
+def test_every_route_is_one_that_the_table_of_scopes_knows() -> None:
+    """Any good token opens what does not look at its scope, as the routes of REST do: think of a new one here."""
+    nothing: Any = None
+    app = make_app(
+        service=nothing,
+        operations=Operations(nothing, nothing),
+        readiness=nothing,
+        metrics=nothing,
+        access=nothing,
+        running=RunningCalls(),
+    )
+    paths = {route.path for route in app.routes if isinstance(route, Route)}
+    assert paths == PROBES | {METRICS, "/openapi.json"}
+    assert len(app.routes) == len(paths) + 1  # the router of REST

@@ -76,7 +76,7 @@ def test_a_batch_of_another_size_can_be_asked_about(client: Client, look: OpenPa
 
 
 def test_a_run_that_stands_still_stands_out(client: Client, look: OpenPage) -> None:
-    """Between two batches a table is short of groups for a moment; without anybody who makes them it is another thing."""
+    """Between two batches a table is short of groups for a moment; one that nobody fills is another thing."""
     Training(client)
     page = look(AT)
     page.page.locator(".headline.problem").get_by_text(
