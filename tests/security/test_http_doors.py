@@ -91,4 +91,4 @@ def test_every_route_is_one_that_the_table_of_scopes_knows() -> None:
     )
     paths = {route.path for route in app.routes if isinstance(route, Route)}
     assert paths == PROBES | {METRICS, "/openapi.json"}
-    assert len(app.routes) == len(paths) + 1  # the router of REST
+    assert len(app.routes) == len(paths) + 2  # the routers of REST and of the page; page_paths() has the latter's
