@@ -81,27 +81,27 @@ local function summarise()
   local function mean(name)
     return counts[name] and totals[name] / counts[name] or false
   end
-  each_group(lease.consumed, function(_, fact)
-    add('reward', fact and fact.reward_mean)
-  end)
-  local delivered, refilled, oldest = {}, 0, 0
-  for i, entry in ipairs(lease.entries) do
-    delivered[i] = entry[1]
-    refilled = refilled + entry[2]
+  local refilled, oldest = {}, 0
+  for _, entry in ipairs(lease.entries) do
     oldest = math.max(oldest, entry[3])
     add('staleness', entry[3])
     if entry[2] == 1 then
-      local fact = read_fact(entry[1])
-      add('replay_reward', fact and fact.reward_mean)
+      refilled[#refilled + 1] = entry[1]
     end
   end
+  each_group(lease.consumed, function(_, fact)
+    add('reward', fact and fact.reward_mean)
+  end)
+  each_group(refilled, function(_, fact) -- some may have left, where the lease had expired
+    add('replay_reward', fact and fact.reward_mean)
+  end)
   for i = 6, #ARGV, 4 do
     add('kl', tonumber(ARGV[i + 2]))
     add('ess', tonumber(ARGV[i + 3]))
   end
   redis.call('ZADD', history, step, cmsgpack.pack({
-    step, now_ms, lease.version, lease.batch_size, #lease.consumed, lease.fresh_effective, #delivered, refilled, oldest,
-    mean('staleness'), mean('reward'), mean('replay_reward'), mean('kl'), mean('ess'),
+    step, now_ms, lease.version, lease.batch_size, #lease.consumed, lease.fresh_effective, #lease.entries, #refilled,
+    oldest, mean('staleness'), mean('reward'), mean('replay_reward'), mean('kl'), mean('ess'),
   }))
   redis.call('ZREMRANGEBYRANK', history, 0, -STEPS_KEPT - 1)
 end

@@ -10,6 +10,8 @@ import { StepHistory } from "./history.js";
 const AT_ONCE = 4; // histories read in one round
 const WITH_HISTORY = 24; // tables of which one is read
 const STEPS = 200;
+const MANY = 50; // tables: reading each takes the service a moment
+const ROUNDS_OF_MANY = 5;
 const HEADINGS = ["Table", "Policy", "Fresh", "Replay", "Leased", "Waited for", "Payload", "Last insert", "Reward", "Effective", "Refilled"];
 
 export class Overview {
@@ -50,12 +52,19 @@ export class Overview {
   }
 
   async refresh(signal) {
-    const tables = await listTables(signal);
+    const tables = await this.#tables(signal);
     text(this.count, tables.length ? `${tables.length} in ${new Set(tables.map((it) => it.run)).size} runs` : "");
     this.empty.hidden = tables.length > 0;
     sync(this.body, tables, (table) => `${table.run}/${table.table}`, (table) => this.#make(table), (row, table) => this.#update(row, table));
     this.settle();
     await this.#readHistories(tables.slice(0, WITH_HISTORY), signal);
+  }
+
+  /** All tables; a service with many is asked less often. */
+  async #tables(signal) {
+    if (this.tables?.length > MANY && this.age < ROUNDS_OF_MANY) this.age += 1;
+    else [this.tables, this.age] = [await listTables(signal), 1];
+    return this.tables;
   }
 
   #make(table) {
