@@ -190,6 +190,7 @@ export class TableView {
     const state = diagnosis.ready ? "The next batch is ready." : stuck ? "The next batch is not ready." : "The next batch is being filled.";
     attribute(this.ready, "class", `badge ${look}`);
     attribute(this.headline, "class", `headline ${look}`);
+    attribute(this.findings, "class", stuck ? "findings" : "findings calm");
     text(this.headline, diagnosis.ready ? state : `${state} ${worst ? worst.text[0].toUpperCase() + worst.text.slice(1) : ""}`);
     text(this.announced, stuck ? state : "");
     sync(
