@@ -25,7 +25,7 @@ ATROPOS_PIP := $(ATROPOS_VENV)/bin/python -m pip --disable-pip-version-check ins
 VLLM_WARNINGS := -W ignore::DeprecationWarning -W ignore::ResourceWarning \
                  -W ignore::pytest.PytestUnraisableExceptionWarning
 
-.PHONY: help demo test test-long test-vllm test-atropos faults experiment check format protos sync-client reference constraints wheel-test clean
+.PHONY: help demo test test-long test-ui test-vllm test-atropos faults experiment check format protos sync-client reference constraints wheel-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test: $(VENV)/dev-installed ## run all tests, on a real Redis; ARGS="-k name" pa
 
 test-long: $(VENV)/dev-installed ## run the tests that take minutes: whole demos
 	$(BIN)/pytest -m minutes $(ARGS)
+
+test-ui: $(VENV)/ui-installed ## run the tests of the page, in a real Chromium (apt-get install chromium fonts-dejavu-core)
+	$(BIN)/pytest -m ui tests/ui $(ARGS)
 
 test-vllm: $(VLLM_VENV)/installed ## run the tests of the vLLM engines, on a real vLLM on the CPU: 3.5 GB, minutes
 	OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/pytest -m vllm tests/real_vllm $(VLLM_WARNINGS) $(ARGS)
@@ -101,6 +104,10 @@ $(VENV)/dev-installed: $(VENV)/demo-installed
 	@echo "installing the development tools into $(VENV), once ..."
 	$(PIP) --group dev
 	@$(PIP) --group compiled || echo "reasoning-gym needs a C compiler; its tests will be skipped"
+	@touch $@
+
+$(VENV)/ui-installed: $(VENV)/dev-installed
+	$(PIP) --group ui
 	@touch $@
 
 # torchvision, torchaudio and torchcodec come with vLLM but need CUDA, and break its import without.

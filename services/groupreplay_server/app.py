@@ -40,6 +40,7 @@ from groupreplay_server.store.redis_store import RedisStore
 from groupreplay_server.store.token_store import TokenStore
 from groupreplay_server.sweeper import Sweeper
 from groupreplay_server.tokens import Tokens
+from groupreplay_server.ui.page import PAGE, page_paths
 from groupreplay_server.wakeups import WakeUps
 
 _log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ async def serve(settings: ServerSettings) -> None:
         loop.add_signal_handler(number, stop.set)
     async with running_server(settings) as server:
         _log.info("gRPC on %s, HTTP on %s, Redis at %s", server.grpc_address, server.http_address, server.redis_url)
+        _log.info("the page: http://%s%s", server.http_address, PAGE)
         await stop.wait()
         _log.info("draining for at most %g s", settings.drain_s)
     _log.info("stopped")
@@ -109,7 +111,7 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
             running=calls,
             atropos_table=settings.atropos_table,
         )
-        app.add_middleware(AccessMiddleware, access=access, open_metrics=settings.open_metrics)
+        app.add_middleware(AccessMiddleware, access=access, open_metrics=settings.open_metrics, files=page_paths())
         http_server = HttpServer(app, calls, certificates)
         grpc_port = grpc_server.bind(settings.grpc_listen, certificates)
         http_port = http_server.bind(settings.http_listen)

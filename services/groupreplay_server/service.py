@@ -18,6 +18,7 @@ from groupreplay_server.about import About
 from groupreplay_server.batches import Batches
 from groupreplay_server.diagnosis import diagnose
 from groupreplay_server.headers import read_group
+from groupreplay_server.history import Histories
 from groupreplay_server.janitor import Janitor
 from groupreplay_server.keeping import Keeping
 from groupreplay_server.limits import MAX_BATCH_SIZE, MAX_GROUP_IDS, MAX_WAIT_S, check_names, check_range
@@ -43,6 +44,7 @@ class ReplayService:
         self.about = about
         self.tokens = tokens
         self.listing = Listing(store.listing)
+        self.histories = Histories(store.history)
         self.keeping = Keeping(store, self.batches, janitor)
         self.partial_groups = PartialGroups(store, janitor, self.table_config)
         self.atropos = store.atropos

@@ -36,6 +36,7 @@ from groupreplay.errors import (
     UnknownTokenError,
 )
 from groupreplay.groups import FinishReason, Rollout, RolloutGroup
+from groupreplay.history import GroupDistribution, Histogram, StepSummary, TableHistory
 from groupreplay.merge import merge_groups
 from groupreplay.server_info import RedisServer, ServerInfo
 from groupreplay.snapshot_file import SnapshotFile, SnapshotFileError, SnapshotGroup
@@ -100,6 +101,7 @@ __all__ = [
     "FinishReason",
     "FuturePolicyVersionError",
     "GroupClosedError",
+    "GroupDistribution",
     "GroupFeedback",
     "GroupOutline",
     "GroupPage",
@@ -107,6 +109,7 @@ __all__ = [
     "GroupSource",
     "GroupState",
     "GroupTooLargeError",
+    "Histogram",
     "InsertOutcome",
     "InsertResult",
     "InternalError",
@@ -147,12 +150,14 @@ __all__ = [
     "StalePolicyVersionError",
     "StalenessRule",
     "StepConflictError",
+    "StepSummary",
     "StoreUnavailableError",
     "StoredGroup",
     "Table",
     "TableConfig",
     "TableExistsError",
     "TableFullError",
+    "TableHistory",
     "Token",
     "TokenExistsError",
     "UnauthenticatedError",

@@ -1,4 +1,4 @@
-"""The HTTP front door: REST, the Atropos API, health, readiness and metrics."""
+"""The HTTP front door: REST, the page, the Atropos API, health, readiness and metrics."""
 
 import socket
 from collections.abc import Iterator
@@ -24,6 +24,7 @@ from groupreplay_server.api.running import CountCalls, RunningCalls
 from groupreplay_server.certificates import Certificates
 from groupreplay_server.readiness import Readiness
 from groupreplay_server.service import ReplayService
+from groupreplay_server.ui import page
 
 _LAST_SECOND = 1
 """Seconds for an answer that is on its way when the server stops."""
@@ -50,6 +51,7 @@ def make_app(
     app.add_middleware(WholeNames)
     app.add_middleware(CountCalls, running=running)
     app.include_router(make_router(operations, readiness, metrics, access))
+    app.include_router(page.make_router())
 
     document = resources.files(rest).joinpath("openapi.json").read_bytes()
 

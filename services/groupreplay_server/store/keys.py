@@ -28,6 +28,7 @@ _TABLE_KEYS = (
     "steps", "seen", "waiting", "admitted", "garbage",
     "lineage", "logged", "producers", "holds",
     "opened", "pieces", "closing", "closed", "closed_at",
+    "history",
 )  # fmt: skip
 _ATROPOS = "atropos"
 

@@ -30,6 +30,7 @@ from groupreplay_server.store.fields import (
     table_from_reply,
     vitals_from_reply,
 )
+from groupreplay_server.store.history_store import HistoryStore
 from groupreplay_server.store.keeping_store import KeepingStore, KeptGroup
 from groupreplay_server.store.keys import RUNS, RunKeys, TableKeys
 from groupreplay_server.store.listing_store import ListingStore
@@ -71,6 +72,7 @@ class RedisStore:
         self.policies = PolicyStore(redis, clock)
         self.keeping = KeepingStore(redis, self._shared)
         self.listing = ListingStore(redis, self._shared)
+        self.history = HistoryStore(redis, self._shared)
         self.pieces = PieceStore(redis, clock, new_seed)
         self.atropos = AtroposStore(redis)
 
@@ -422,6 +424,7 @@ def _insert_record(group: IncomingGroup, payload_ref: str) -> tuple[str | bytes 
         group.producer_id,
         group.task,
         group.priority,
+        group.reward_mean,
     )
 
 
