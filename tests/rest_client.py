@@ -31,6 +31,7 @@ CALLS = {
     "ExtendLease": f"POST {TABLE}/leases/{{lease_id}}/extend",
     "RequestAdmission": f"POST {TABLE}/producers/{{producer_id}}/admission",
     "GetLineage": f"GET {TABLE}/steps/{{step}}",
+    "GetTableHistory": f"GET {TABLE}/history",
     "ReplayStep": f"GET {TABLE}/steps/{{step}}/batch",
     "Beat": f"POST {TABLE}/producers/{{producer_id}}/beat",
     "Diagnose": f"GET {TABLE}/diagnosis",

@@ -63,6 +63,7 @@ RULES = {
     "RewindPolicy": _CONSUMER_AUDITED,
     "Snapshot": _CONSUMER_AUDITED,
     "Diagnose": _BOTH,
+    "GetTableHistory": _BOTH,
     "LocateGroups": _BOTH,
     "DescribeTable": _BOTH,
     "ListTables": Rule(_BOTH.scopes, Reach.RUN_OR_ALL),

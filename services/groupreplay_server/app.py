@@ -42,6 +42,7 @@ from groupreplay_server.store.redis_store import RedisStore
 from groupreplay_server.store.token_store import TokenStore
 from groupreplay_server.sweeper import Sweeper
 from groupreplay_server.tokens import Tokens
+from groupreplay_server.ui.page import PAGE, page_paths
 from groupreplay_server.wakeups import WakeUps
 
 _log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ async def serve(settings: ServerSettings) -> None:
         loop.add_signal_handler(number, stop.set)
     async with running_server(settings) as server:
         _log.info("gRPC on %s, HTTP on %s, Redis at %s", server.grpc_address, server.http_address, server.redis_url)
+        _log.info("the page: http://%s%s", server.http_address, PAGE)
         await stop.wait()
         _log.info("draining for at most %g s", settings.drain_s)
     _log.info("stopped")
@@ -107,14 +109,17 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         )
         calls = RunningCalls()
         app = make_app(
+            service=service,
             operations=operations,
             measurer=Measurer(store),
             readiness=readiness,
             metrics=metrics,
             access=access,
             running=calls,
+            atropos_table=settings.atropos_table,
         )
-        app.add_middleware(AccessMiddleware, access=access, open_metrics=settings.open_metrics)
+        files = page_paths(at_root=not settings.atropos_table)
+        app.add_middleware(AccessMiddleware, access=access, open_metrics=settings.open_metrics, files=files)
         app.add_middleware(RequestIds)
         http_server = HttpServer(app, calls, certificates)
         grpc_port = grpc_server.bind(settings.grpc_listen, certificates)

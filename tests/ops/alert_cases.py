@@ -97,6 +97,7 @@ CASES = (
         severity="critical",
     ),
     Case(alert="GroupreplayCallsSlow", what="calls that wait", series=_latency("NextBatch", 50)),
+    Case(alert="GroupreplayCallsSlow", what="pushes that wait", series=_latency("Atropos.scored_data_list", 50)),
     Case(alert="GroupreplayCallsSlow", what="few are slow", series=_latency("Commit", 0)),
     Case(
         alert="GroupreplayCallsSlow",

@@ -10,21 +10,24 @@ from security.conftest import ADMIN_TOKEN, make_token
 from starlette.routing import Route
 
 from groupreplay import AsyncClient, Scope
+from groupreplay_server.api.atropos.access import ROOT_PATHS, RPC_OF
 from groupreplay_server.api.http_access import METRICS, PROBES
 from groupreplay_server.api.http_api import make_app
 from groupreplay_server.api.operations import Operations
 from groupreplay_server.api.running import RunningCalls
 from groupreplay_server.app import RunningServer, running_server
 from groupreplay_server.settings import ServerSettings
+from groupreplay_server.ui.page import page_paths
 
 
-async def test_only_the_probes_are_open(secured: RunningServer) -> None:
+async def test_only_the_probes_and_the_files_of_the_page_are_open(secured: RunningServer) -> None:
     """A path that is not there says no more than one that is."""
-    async with httpx.AsyncClient(base_url=f"http://{secured.http_address}") as http:
-        for path in ("/healthz", "/readyz"):
-            assert (await http.get(path)).status_code == 200
-        for path in ("/metrics", "/v1/tables", "/v1/info", "/nothing", "//healthz", "/healthz/", "/HEALTHZ"):
-            refused = await http.get(path)
+    closed = ("/metrics", "/v1/tables", "/v1/info", "/nothing", "//healthz", "/healthz/", "/HEALTHZ")
+    async with httpx.AsyncClient() as http:
+        for path in ("/healthz", "/readyz", *page_paths()):
+            assert (await http.get(f"http://{secured.http_address}{path}")).status_code in {200, 307}, path
+        for path in (*closed, "/ui/nothing.js", "/ui/../v1/tables", "//ui/", "/UI/", "/ui//main.js"):
+            refused = await http.get(f"http://{secured.http_address}{path}")
             assert refused.status_code == 401, path
             assert refused.headers["www-authenticate"] == "Bearer"
             assert refused.json()["reason"] == "UNAUTHENTICATED"
@@ -80,6 +83,7 @@ def test_every_route_is_one_that_the_table_of_scopes_knows() -> None:
     """Any good token opens what does not look at its scope, as the routes of REST do: think of a new one here."""
     nothing: Any = None
     app = make_app(
+        service=nothing,
         operations=Operations(nothing, nothing),
         measurer=nothing,
         readiness=nothing,
@@ -89,4 +93,5 @@ def test_every_route_is_one_that_the_table_of_scopes_knows() -> None:
     )
     paths = {route.path for route in app.routes if isinstance(route, Route)}
     assert paths == PROBES | {METRICS, "/openapi.json"}
-    assert len(app.routes) == len(paths) + 1  # the router of REST
+    assert len(app.routes) == len(paths) + 3  # the routers of REST, of Atropos, and of the page: see page_paths()
+    assert {path.rpartition("/")[2].replace("-", "_") or "root" for path in ROOT_PATHS} == set(RPC_OF)

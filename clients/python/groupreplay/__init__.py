@@ -36,6 +36,7 @@ from groupreplay.errors import (
     UnknownTokenError,
 )
 from groupreplay.groups import FinishReason, Rollout, RolloutGroup
+from groupreplay.history import GroupDistribution, Histogram, StepSummary, TableHistory
 from groupreplay.merge import merge_groups
 from groupreplay.request_ids import request_id
 from groupreplay.server_info import RedisServer, ServerInfo
@@ -101,6 +102,7 @@ __all__ = [
     "FinishReason",
     "FuturePolicyVersionError",
     "GroupClosedError",
+    "GroupDistribution",
     "GroupFeedback",
     "GroupOutline",
     "GroupPage",
@@ -108,6 +110,7 @@ __all__ = [
     "GroupSource",
     "GroupState",
     "GroupTooLargeError",
+    "Histogram",
     "InsertOutcome",
     "InsertResult",
     "InternalError",
@@ -148,12 +151,14 @@ __all__ = [
     "StalePolicyVersionError",
     "StalenessRule",
     "StepConflictError",
+    "StepSummary",
     "StoreUnavailableError",
     "StoredGroup",
     "Table",
     "TableConfig",
     "TableExistsError",
     "TableFullError",
+    "TableHistory",
     "Token",
     "TokenExistsError",
     "UnauthenticatedError",

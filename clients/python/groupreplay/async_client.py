@@ -10,10 +10,11 @@ from typing import Any, Self, TypeVar
 import grpc
 import grpc.aio
 
-from groupreplay import convert, convert_diagnosis, convert_listing, convert_pieces, convert_tables
+from groupreplay import convert, convert_diagnosis, convert_history, convert_listing, convert_pieces, convert_tables
 from groupreplay.connection import Login, open_async_channel
 from groupreplay.errors import GroupReplayError, InternalError, QuotaExceededError
 from groupreplay.groups import RolloutGroup
+from groupreplay.history import TableHistory
 from groupreplay.parts import MESSAGE_BYTES, AssembledGroup, PartAssembler, pack_parts, split_group
 from groupreplay.retry import Attempts, error_from_rpc
 from groupreplay.server_info import ServerInfo
@@ -613,6 +614,20 @@ class AsyncClient:
             except grpc.RpcError as failure:
                 pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
             await asyncio.sleep(pause_s)
+
+    async def table_history(
+        self, *, run: str, table: str, after_step: int | None = None, limit: int = 1000
+    ) -> TableHistory:
+        """Say what the newest training steps were given, and how old and how important the groups are that wait.
+
+        The answer is a second old at most, and costs the service little however many ask.
+
+        Args:
+            after_step: only steps beyond this one; None = all that are remembered.
+            limit: the newest so many, 1 to 1000.
+        """
+        request = pb.GetTableHistoryRequest(run=run, table=table, after_step=after_step, limit=limit)
+        return convert_history.history_from_proto(await self._unary(self._stub.GetTableHistory, request))
 
     async def server_info(self) -> ServerInfo:
         """Say what the service runs on: its version and clock, and of its Redis what an operator may want to change."""

@@ -1,10 +1,12 @@
-"""Tokens over HTTP: everything but the probes is behind them, before a body is read."""
+"""Tokens over HTTP: everything but the probes and the files of the page is behind them, before a body is read."""
 
 import asyncio
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from groupreplay.errors import GroupReplayError
 from groupreplay_server.access import Access
+from groupreplay_server.api.atropos.access import authorization_of
 from groupreplay_server.api.rest.problems import problem_response
 
 if TYPE_CHECKING:
@@ -20,11 +22,16 @@ _FORGOTTEN_BYTES = 2**20
 class AccessMiddleware:
     """Refuses requests without a good token."""
 
-    def __init__(self, app: "ASGIApp", access: Access, *, open_metrics: bool) -> None:
-        """open_metrics: /metrics is for all; it names runs and tables."""
+    def __init__(self, app: "ASGIApp", access: Access, *, open_metrics: bool, files: Iterable[str] = ()) -> None:
+        """Guard an application.
+
+        Args:
+            open_metrics: /metrics is for all; it names runs and tables.
+            files: paths of what is in the package for all to read.
+        """
         self._app = app
         self._access = access
-        self._open = PROBES | ({METRICS} if open_metrics else frozenset())
+        self._open = PROBES | ({METRICS} if open_metrics else frozenset()) | frozenset(files)
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         if scope["type"] != "http" or scope["path"] in self._open:
@@ -33,7 +40,8 @@ class AccessMiddleware:
         authorization = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         host, port = scope.get("client") or ("", 0)
         try:
-            caller = await self._access.enter(authorization.decode("latin-1"), peer=f"{host}:{port}", door="http")
+            shown = authorization_of(scope["path"], authorization.decode("latin-1"))
+            caller = await self._access.enter(shown, peer=f"{host}:{port}", door="http")
             if scope["path"] == METRICS:
                 self._access.check_run(caller, "GetServerInfo", "")  # all tables of all runs are on it
         except GroupReplayError as error:

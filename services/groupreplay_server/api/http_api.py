@@ -1,4 +1,4 @@
-"""The HTTP front door: REST, health, readiness and metrics."""
+"""The HTTP front door: REST, the page, the Atropos API, health, readiness and metrics."""
 
 import socket
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from groupreplay.errors import GroupReplayError
 from groupreplay_server.access import Access
 from groupreplay_server.api import rest
+from groupreplay_server.api.atropos import include_atropos
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.operations import Operations
 from groupreplay_server.api.rest.paths import WholeNames
@@ -23,6 +24,8 @@ from groupreplay_server.api.running import CountCalls, RunningCalls
 from groupreplay_server.certificates import Certificates
 from groupreplay_server.measuring import Measurer
 from groupreplay_server.readiness import Readiness
+from groupreplay_server.service import ReplayService
+from groupreplay_server.ui import page
 
 _LAST_SECOND = 1
 """Seconds for an answer that is on its way when the server stops."""
@@ -30,20 +33,27 @@ _LAST_SECOND = 1
 
 def make_app(
     *,
+    service: ReplayService,
     operations: Operations,
     measurer: Measurer,
     readiness: Readiness,
     metrics: Metrics,
     access: Access,
     running: RunningCalls,
+    atropos_table: str = "",
 ) -> FastAPI:
-    """Return the ASGI application."""
+    """Return the ASGI application.
+
+    Raises:
+        OSError: atropos_table is not RUN/TABLE.
+    """
     app = FastAPI(title="groupreplay", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, http_problem)
     app.add_exception_handler(GroupReplayError, error_problem)
     app.add_middleware(WholeNames)
     app.add_middleware(CountCalls, running=running)
     app.include_router(make_router(operations, readiness, metrics, access))
+    app.include_router(page.make_router(metrics, at_root=not atropos_table))
 
     document = resources.files(rest).joinpath("openapi.json").read_bytes()
 
@@ -68,6 +78,7 @@ def make_app(
         """What Prometheus scrapes; without the tables while Redis is away."""
         return Response(await metrics.page(await measurer.read()), media_type=CONTENT_TYPE_LATEST)
 
+    include_atropos(app, service, metrics, access, at_root=atropos_table)
     return app
 
 

@@ -258,7 +258,8 @@ BUILD: Final = Family(name="build_info", kind=Kind.GAUGE, meaning="1, with the v
 CALLS: Final = Family(
     name="call_seconds",
     kind=Kind.HISTOGRAM,
-    meaning="Duration of calls, streams to their end, by method and ErrorReason (OK = none)",
+    meaning="Duration of calls, streams to their end, by method and ErrorReason (OK = none). Beside the RPCs "
+    "there are Atropos.NAME, a route of the Atropos API, and Page, all files of the page",
     labels=("method", "reason"),
 )
 RUNNING: Final = Family(name="calls_running", kind=Kind.GAUGE, meaning="Calls that run or wait", labels=("method",))

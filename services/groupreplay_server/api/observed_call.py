@@ -1,4 +1,4 @@
-"""What is noted of every call, at either front door: metrics, the audit log, and a line in the log if it fails."""
+"""What is noted of every call, at every front door: metrics, the audit log, and a line in the log if it fails."""
 
 import logging
 import time
@@ -23,14 +23,31 @@ _OURS = frozenset({"INTERNAL", "STORE_UNAVAILABLE", "DURABILITY_NOT_REACHED", "P
 
 
 @contextmanager
-def observed(metrics: Metrics, access: Access, rpc: str, target: dict[str, str]) -> Iterator[None]:
-    """Observe one call from its start to its end; target, which may be filled in meanwhile, is what it is about."""
-    with metrics.call(rpc), access.audited(rpc, target), _logged(rpc, target):
+def observed(metrics: Metrics, access: Access, rpc: str, target: dict[str, str], *, method: str = "") -> Iterator[None]:
+    """Observe one call from its start to its end.
+
+    Args:
+        rpc: what the audit log calls it.
+        target: what it is about; may be filled in meanwhile.
+        method: what metrics and log call it, where several calls of a door do what one RPC does.
+    """
+    method = method or rpc
+    with metrics.call(method), access.audited(rpc, target), _logged(method, target):
         yield
 
 
 @contextmanager
-def _logged(rpc: str, target: dict[str, str]) -> Iterator[None]:
+def refusal_observed(metrics: Metrics, access: Access, rpc: str, target: dict[str, str]) -> Iterator[None]:
+    """Observe a call that ends in this block by an error; one that goes on is observed from there."""
+    try:
+        yield
+    except GroupReplayError:
+        with observed(metrics, access, rpc, target):
+            raise
+
+
+@contextmanager
+def _logged(method: str, target: dict[str, str]) -> Iterator[None]:
     started = time.perf_counter()
     try:
         yield
@@ -38,15 +55,15 @@ def _logged(rpc: str, target: dict[str, str]) -> Iterator[None]:
         _log.log(
             _level(error.reason),
             "%s ended with %s: %s",
-            rpc,
+            method,
             error.reason,
             error,
-            extra=_fields(rpc, error.reason, started, target),
+            extra=_fields(method, error.reason, started, target),
         )
         raise
     else:
         if _log.isEnabledFor(logging.DEBUG):
-            _log.debug("%s ended well", rpc, extra=_fields(rpc, "OK", started, target))
+            _log.debug("%s ended well", method, extra=_fields(method, "OK", started, target))
 
 
 def _level(reason: str) -> int:
@@ -55,12 +72,12 @@ def _level(reason: str) -> int:
     return logging.WARNING if reason in _OURS else logging.INFO
 
 
-def _fields(rpc: str, reason: str, started: float, target: dict[str, str]) -> dict[str, object]:
+def _fields(method: str, reason: str, started: float, target: dict[str, str]) -> dict[str, object]:
     """Return what a line of JSON says beside its message."""
     caller = current_caller()
     about = {key: value for key, value in target.items() if key != "name"}  # logging has a name of its own
     return {
-        "method": rpc,
+        "method": method,
         "reason": reason,
         "seconds": round(time.perf_counter() - started, 6),
         "token": caller.name,

@@ -4,7 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from groupreplay import convert, convert_diagnosis, convert_listing, convert_pieces, convert_tables
+from groupreplay import convert, convert_diagnosis, convert_history, convert_listing, convert_pieces, convert_tables
 from groupreplay.errors import GroupReplayError, InternalError, InvalidRequestError, StoreUnavailableError
 from groupreplay.groups import check_name
 from groupreplay.parts import AssembledGroup, PartAssembler
@@ -23,6 +23,7 @@ from groupreplay_server.api.wire import (
     serialize_read_groups,
 )
 from groupreplay_server.batches import DEFAULT_ADMISSION_S, DEFAULT_LEASE_S
+from groupreplay_server.history import MAX_STEPS
 from groupreplay_server.listing import DEFAULT_LISTED
 from groupreplay_server.pieces import ArrivedPiece, PieceAssembler
 from groupreplay_server.service import ReplayService
@@ -189,6 +190,15 @@ class Operations:
         batch = await self._service.step_to_replay(request.run, request.table, request.step)
         async for message in self._send(request.run, request.table, batch):
             yield message
+
+    async def get_table_history(self, request: pb.GetTableHistoryRequest) -> pb.GetTableHistoryResponse:
+        history = await self._service.histories.read(
+            request.run,
+            request.table,
+            after_step=request.after_step if request.HasField("after_step") else -1,
+            limit=request.limit or MAX_STEPS,
+        )
+        return convert_history.history_to_proto(history)
 
     async def beat(self, request: pb.BeatRequest) -> pb.BeatResponse:
         policy = await self._service.beat(

@@ -91,6 +91,11 @@ class ReplayServiceStub(object):
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.ReplayStepRequest.SerializeToString,
                 response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.FromString,
                 _registered_method=True)
+        self.GetTableHistory = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/GetTableHistory',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.GetTableHistoryRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.GetTableHistoryResponse.FromString,
+                _registered_method=True)
         self.Beat = channel.unary_unary(
                 '/groupreplay.v1.ReplayService/Beat',
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.BeatRequest.SerializeToString,
@@ -305,6 +310,13 @@ class ReplayServiceServicer(object):
 
     def ReplayStep(self, request, context):
         """Serves the batch of a committed training step again, bit for bit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTableHistory(self, request, context):
+        """Says what the newest training steps were given, and how old and how important the groups are that wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -553,6 +565,11 @@ def add_ReplayServiceServicer_to_server(servicer, server):
                     servicer.ReplayStep,
                     request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.ReplayStepRequest.FromString,
                     response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.SerializeToString,
+            ),
+            'GetTableHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTableHistory,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.GetTableHistoryRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.GetTableHistoryResponse.SerializeToString,
             ),
             'Beat': grpc.unary_unary_rpc_method_handler(
                     servicer.Beat,
@@ -989,6 +1006,33 @@ class ReplayService(object):
             '/groupreplay.v1.ReplayService/ReplayStep',
             groupreplay_dot_v1_dot_replay__service__pb2.ReplayStepRequest.SerializeToString,
             groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTableHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/GetTableHistory',
+            groupreplay_dot_v1_dot_replay__service__pb2.GetTableHistoryRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.GetTableHistoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

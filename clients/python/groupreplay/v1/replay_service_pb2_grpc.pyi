@@ -57,6 +57,8 @@ class ReplayServiceStub:
     """Says which groups a training step was given, and how they were drawn."""
     ReplayStep: _grpc.UnaryStreamMultiCallable[_replay_service_pb2.ReplayStepRequest, _replay_service_pb2.NextBatchResponse]
     """Serves the batch of a committed training step again, bit for bit."""
+    GetTableHistory: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.GetTableHistoryRequest, _replay_service_pb2.GetTableHistoryResponse]
+    """Says what the newest training steps were given, and how old and how important the groups are that wait."""
     Beat: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.BeatRequest, _replay_service_pb2.BeatResponse]
     """A producer says that it is there, and what it does."""
     Diagnose: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.DiagnoseRequest, _replay_service_pb2.DiagnoseResponse]
@@ -139,6 +141,8 @@ class ReplayServiceAsyncStub(ReplayServiceStub):
     """Says which groups a training step was given, and how they were drawn."""
     ReplayStep: _aio.UnaryStreamMultiCallable[_replay_service_pb2.ReplayStepRequest, _replay_service_pb2.NextBatchResponse]  # type: ignore[assignment]
     """Serves the batch of a committed training step again, bit for bit."""
+    GetTableHistory: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.GetTableHistoryRequest, _replay_service_pb2.GetTableHistoryResponse]  # type: ignore[assignment]
+    """Says what the newest training steps were given, and how old and how important the groups are that wait."""
     Beat: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.BeatRequest, _replay_service_pb2.BeatResponse]  # type: ignore[assignment]
     """A producer says that it is there, and what it does."""
     Diagnose: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.DiagnoseRequest, _replay_service_pb2.DiagnoseResponse]  # type: ignore[assignment]
@@ -284,6 +288,14 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_replay_service_pb2.NextBatchResponse], _abc.AsyncIterator[_replay_service_pb2.NextBatchResponse]]:
         """Serves the batch of a committed training step again, bit for bit."""
+
+    @_abc_1.abstractmethod
+    def GetTableHistory(
+        self,
+        request: _replay_service_pb2.GetTableHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.GetTableHistoryResponse, _abc.Awaitable[_replay_service_pb2.GetTableHistoryResponse]]:
+        """Says what the newest training steps were given, and how old and how important the groups are that wait."""
 
     @_abc_1.abstractmethod
     def Beat(

@@ -94,6 +94,7 @@ REQUESTS: dict[str, Json] = {
 QUERIES: dict[str, dict[str, Json]] = {
     "ListTables": {"run": "math"},
     "Diagnose": {"batch_size": 8},
+    "GetTableHistory": {"after_step": 0, "limit": 100},
     "ListGroups": {"states": ["fresh", "replay"], "task": "addition", "effective": True, "limit": 50},
     "ResolvePolicy": {"label": "4"},
     "WatchPolicy": {"after_version": 3},
@@ -133,6 +134,21 @@ ANSWERS: dict[str, Message] = {
     "GetLineage": pb.GetLineageResponse(
         step=1, batch=_BATCH, holder="trainer-0", seed="073e15172dda6cec04ec7588f9f2c10c",
         committed_at_ms=1790000000000, groups=[pb.LineageGroup(group_id="g1", delivery=_DELIVERY)],
+    ),
+    "GetTableHistory": pb.GetTableHistoryResponse(
+        steps=[
+            pb.StepSummary(
+                step=1, committed_at_ms=1790000000000, policy_version=3, batch_size=8, fresh=8, fresh_effective=5,
+                groups=8, refilled=3, staleness_mean=0.75, staleness_max=2, reward_mean=0.4, replay_reward_mean=0.5,
+                kl_mean=0.01, ess_mean=0.95,
+            )
+        ],
+        newest_step=1, taken_at_ms=1790000000500,
+        fresh=pb.GroupDistribution(),
+        replay=pb.GroupDistribution(
+            groups=5, looked_at=5, staleness=pb.Histogram(edges=[0, 1, 2], counts=[3, 2]),
+            priority=pb.Histogram(edges=[1, 1], counts=[5]),
+        ),
     ),
     "Restore": pb.RestoreResponse(table=_TABLE),
     "GetPolicy": pb.GetPolicyResponse(policy=_PB_POLICY),

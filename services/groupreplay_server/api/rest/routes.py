@@ -106,6 +106,9 @@ ROUTES = (
     Route(rpc="UpdateTable", verb="PUT", path=f"{_TABLE}/config", summary="Change limits of a table", body=Body.JSON),
     Route(rpc="ResetTable", verb="POST", path=f"{_TABLE}/reset", summary="Remove every group", body=Body.JSON),
     Route(rpc="Diagnose", verb="GET", path=f"{_TABLE}/diagnosis", summary="Why a batch is, or is not, ready"),
+    Route(
+        rpc="GetTableHistory", verb="GET", path=f"{_TABLE}/history", summary="Training steps, and how old the buffer is"
+    ),
     Route(rpc="ListGroups", verb="GET", path=f"{_TABLE}/groups", summary="Groups page by page, without payloads"),
     Route(rpc="Insert", verb="POST", path=f"{_TABLE}/groups", summary="Store groups", body=Body.GROUPS),
     Route(
