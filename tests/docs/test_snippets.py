@@ -48,6 +48,7 @@ def test_python_snippets_run(
         )
         sync_client.insert(group, run="math", table="train")
     code = "".join(blocks(page, "python")).replace(ADDRESS, server_process.grpc_address)
+    code = code.replace(HTTP_ADDRESS, server_process.http_address)
     exec(compile(code, name(page), "exec"), {"__name__": "snippet"})
 
 

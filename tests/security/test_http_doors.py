@@ -10,6 +10,7 @@ from security.conftest import ADMIN_TOKEN, make_token
 from starlette.routing import Route
 
 from groupreplay import AsyncClient, Scope
+from groupreplay_server.api.atropos.access import ROOT_PATHS, RPC_OF
 from groupreplay_server.api.http_access import METRICS, PROBES
 from groupreplay_server.api.http_api import make_app
 from groupreplay_server.api.operations import Operations
@@ -91,4 +92,5 @@ def test_every_route_is_one_that_the_table_of_scopes_knows() -> None:
     )
     paths = {route.path for route in app.routes if isinstance(route, Route)}
     assert paths == PROBES | {METRICS, "/openapi.json"}
-    assert len(app.routes) == len(paths) + 2  # the routers of REST and of the page; page_paths() has the latter's
+    assert len(app.routes) == len(paths) + 3  # the routers of REST, of Atropos, and of the page (page_paths)
+    assert {path.rpartition("/")[2].replace("-", "_") or "root" for path in ROOT_PATHS} == set(RPC_OF)

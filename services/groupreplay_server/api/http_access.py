@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from groupreplay.errors import GroupReplayError
 from groupreplay_server.access import Access
+from groupreplay_server.api.atropos.access import authorization_of
 from groupreplay_server.api.rest.problems import problem_response
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class AccessMiddleware:
         authorization = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         host, port = scope.get("client") or ("", 0)
         try:
-            caller = await self._access.enter(authorization.decode("latin-1"), peer=f"{host}:{port}", door="http")
+            shown = authorization_of(scope["path"], authorization.decode("latin-1"))
+            caller = await self._access.enter(shown, peer=f"{host}:{port}", door="http")
             if scope["path"] == METRICS:
                 self._access.check_run(caller, "GetServerInfo", "")  # all tables of all runs are on it
         except GroupReplayError as error:

@@ -1,4 +1,4 @@
-"""The HTTP front door: REST, the page, health, readiness and metrics."""
+"""The HTTP front door: REST, the Atropos API, the page, health, readiness and metrics."""
 
 import socket
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from groupreplay.errors import GroupReplayError
 from groupreplay_server.access import Access
 from groupreplay_server.api import rest
+from groupreplay_server.api.atropos import include_atropos
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.operations import Operations
 from groupreplay_server.api.rest.paths import WholeNames
@@ -37,15 +38,20 @@ def make_app(
     metrics: Metrics,
     access: Access,
     running: RunningCalls,
+    atropos_table: str = "",
 ) -> FastAPI:
-    """Return the ASGI application."""
+    """Return the ASGI application.
+
+    Raises:
+        OSError: atropos_table is not RUN/TABLE.
+    """
     app = FastAPI(title="groupreplay", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, http_problem)
     app.add_exception_handler(GroupReplayError, error_problem)
     app.add_middleware(WholeNames)
     app.add_middleware(CountCalls, running=running)
     app.include_router(make_router(operations, readiness, metrics, access))
-    app.include_router(page.make_router())
+    app.include_router(page.make_router(at_root=not atropos_table))
 
     document = resources.files(rest).joinpath("openapi.json").read_bytes()
 
@@ -74,6 +80,7 @@ def make_app(
             tables = []
         return Response(metrics.exposition(tables), media_type=CONTENT_TYPE_LATEST)
 
+    include_atropos(app, service, metrics, access, at_root=atropos_table)
     return app
 
 

@@ -30,6 +30,7 @@ _TABLE_KEYS = (
     "opened", "pieces", "closing", "closed", "closed_at",
     "history",
 )  # fmt: skip
+_ATROPOS = "atropos"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,11 @@ class TableKeys:
         run = RunKeys(self.run)
         return [run.policy, run.key("quota"), run.key("usage"), *(self.key(name) for name in _TABLE_KEYS)]
 
+    @property
+    def atropos(self) -> str:
+        """hash: what the Atropos API remembers of its trainer and environments (atropos_store.py); no script's"""
+        return self.key(_ATROPOS)
+
     def payload(self, member: str) -> str:
         """Return the key of a payload; member = group_id/payload_ref, as the garbage set has it."""
         return f"{PAYLOADS}{self.run}/{self.table}/{member}"
@@ -113,4 +119,4 @@ def is_declared(key: str) -> bool:
     tagged = parts[0].startswith("{") and parts[0].endswith("}")
     if len(parts) == 2:
         return tagged and parts[1] in _RUN_KEYS
-    return tagged and len(parts) == 3 and parts[2] in _TABLE_KEYS
+    return tagged and len(parts) == 3 and parts[2] in {*_TABLE_KEYS, _ATROPOS}

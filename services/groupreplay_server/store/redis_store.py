@@ -18,6 +18,7 @@ from groupreplay.groups import now_ms
 from groupreplay.server_info import RedisServer
 from groupreplay.table_config import Durability, TableConfig
 from groupreplay.types import GroupFeedback, GroupSource, GroupState, InsertOutcome, InsertResult, Table
+from groupreplay_server.store.atropos_store import AtroposStore
 from groupreplay_server.store.backend import Backend
 from groupreplay_server.store.connection import text, translated_errors
 from groupreplay_server.store.fields import (
@@ -73,6 +74,7 @@ class RedisStore:
         self.listing = ListingStore(redis, self._shared)
         self.history = HistoryStore(redis, self._shared)
         self.pieces = PieceStore(redis, clock, new_seed)
+        self.atropos = AtroposStore(redis)
 
     async def ping(self) -> None:
         """Raise StoreUnavailableError unless Redis answers."""
