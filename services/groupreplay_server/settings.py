@@ -21,7 +21,7 @@ class ServerSettings:
     grpc_listen: str = "127.0.0.1:50051"
     """host:port for gRPC; port 0 takes a free one."""
     http_listen: str = "127.0.0.1:8080"
-    """host:port for REST, /openapi.json, the page at /ui/, /healthz, /readyz, /metrics and the Atropos API; port 0 takes
+    """host:port for REST, the page at /ui/, the Atropos API, /openapi.json, /healthz, /readyz and /metrics; port 0 takes
     a free one."""
     atropos_table: str = ""
     """RUN/TABLE that the Atropos API serves at the root of http_listen too, for clients whose server URL has no path.
