@@ -111,7 +111,8 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
             running=calls,
             atropos_table=settings.atropos_table,
         )
-        app.add_middleware(AccessMiddleware, access=access, open_metrics=settings.open_metrics, files=page_paths())
+        files = page_paths(at_root=not settings.atropos_table)
+        app.add_middleware(AccessMiddleware, access=access, open_metrics=settings.open_metrics, files=files)
         http_server = HttpServer(app, calls, certificates)
         grpc_port = grpc_server.bind(settings.grpc_listen, certificates)
         http_port = http_server.bind(settings.http_listen)

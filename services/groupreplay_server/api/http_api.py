@@ -1,4 +1,4 @@
-"""The HTTP front door: REST, the page, the Atropos API, health, readiness and metrics."""
+"""The HTTP front door: REST, the Atropos API, the page, health, readiness and metrics."""
 
 import socket
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def make_app(
     app.add_middleware(WholeNames)
     app.add_middleware(CountCalls, running=running)
     app.include_router(make_router(operations, readiness, metrics, access))
-    app.include_router(page.make_router())
+    app.include_router(page.make_router(at_root=not atropos_table))
 
     document = resources.files(rest).joinpath("openapi.json").read_bytes()
 
