@@ -1,4 +1,4 @@
-"""The HTTP front door: REST, the page, the Atropos API, health, readiness and metrics."""
+"""The HTTP front door: REST, the Atropos API, the page, health, readiness and metrics."""
 
 import socket
 from collections.abc import Iterator
