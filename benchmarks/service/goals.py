@@ -102,7 +102,13 @@ GOALS: Final = (
         bound=0.25,
         at_least=False,
     ),
-    Goal(name="insert, M, aof to memory", scenario="durability-M", of="aof", to=["memory"], bound=0.6),
+    Goal(
+        name="streaming insert, M, file synced every second to no file",
+        scenario="durability-M",
+        of="everysec",
+        to=["memory"],
+        bound=0.6,
+    ),
     Goal(
         name="idle service, resident memory",
         scenario="idle",

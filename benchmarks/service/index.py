@@ -43,13 +43,11 @@ def draw_from_index(service: Deployment, groups: int, seconds: float, crew: Crew
 
 def _measured(service: Deployment, table: str, seconds: float, call: Taking, crew: Crew) -> Measured:
     where = Where(server=service.address, run=RUN, table=table)
-    number = secrets.randbelow(2**20)  # steps that no trial before has committed
     job = Draw(
         where=where,
         seconds=seconds,
         call=call,
         batch_size=BATCH,
-        number=number,
         max_batches=_MOST_BATCHES,
         feedback=True,
     )
@@ -116,7 +114,7 @@ async def _insert(store: RedisStore, table: str, groups: Iterator[IncomingGroup]
 
 def _tiny(count: int, *, ineffective: float = 0.0) -> Iterator[IncomingGroup]:
     """Yield groups with the headers and payloads of the tiny shape, under new ids."""
-    header, payload = group_to_wire(next(groups_of(SHAPES["tiny"], producer_id="index")))
+    header, payload = group_to_wire(next(groups_of(SHAPES["tiny"], prefix="index")))
     written, batch = header.SerializeToString(), secrets.token_hex(4)
     for number in range(count):
         skipped = int((number + 1) * ineffective) > int(number * ineffective)

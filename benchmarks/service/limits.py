@@ -37,7 +37,7 @@ class Message:
 def messages_of(shape: str) -> list[Message]:
     """Return some megabytes of payloads, packed into messages as the service packs them."""
     size = max(2, min(256, _POOL_BYTES // SHAPES[shape].mean_bytes))
-    supply = groups_of(SHAPES[shape], producer_id="bare")
+    supply = groups_of(SHAPES[shape], prefix="bare")
     found: list[Message] = []
     pending, ended = b"", 0
     for _ in range(size):
@@ -187,7 +187,7 @@ class RedisUp:
 
     async def run(self, go: Go) -> Tally:
         """Write until time is up."""
-        supply = groups_of(SHAPES[self.shape], producer_id="bare")
+        supply = groups_of(SHAPES[self.shape], prefix="bare")
         size = max(2, min(256, _POOL_BYTES // SHAPES[self.shape].mean_bytes))
         payloads = [group_to_wire(next(supply))[1] for _ in range(size)]
         at_once = max(1, min(len(payloads), _READ_BYTES // len(payloads[0])))

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Self
 
-from groupreplay_server.embedded import find_redis_server
+from service.deployment import valkey_server
 from service.measured import Round
 
 
@@ -33,7 +33,7 @@ class Machine:
     @classmethod
     def here(cls, load_before: float, rounds: Sequence[Round]) -> Self:
         """Return this machine."""
-        redis = subprocess.run([find_redis_server(), "--version"], check=True, capture_output=True, text=True).stdout
+        redis = subprocess.run([valkey_server(), "--version"], check=True, capture_output=True, text=True).stdout
         found = re.search(r"v=(\S+)", redis)
         pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return cls(

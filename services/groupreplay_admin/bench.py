@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from cyclopts import Parameter
 from rich.table import Table as Grid
@@ -32,7 +32,7 @@ class BenchSettings(ServiceSettings):
         InvalidRequestError: a value is out of its range.
     """
 
-    shapes: tuple[str, ...] = ("S", "M", "D")
+    shapes: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ("S", "M", "D")
     """Groups to move: S = 8 responses of about 512 tokens, M = 8 of 1,280, D = 16 of 4,800, L = 16 of 32k, A = 16 of
     131k, tiny = 2 of 8."""
     producers: int = 4

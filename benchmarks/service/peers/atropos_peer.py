@@ -75,13 +75,13 @@ class AtroposPeer:
 
     def _register(self, rollouts: int) -> None:
         self._session.get(f"{self._url}/reset_data").raise_for_status()
-        trainer = {
+        trainer: dict[str, Any] = {
             "wandb_group": "a", "wandb_project": "a", "batch_size": _GROUPS_A_BATCH * rollouts, "max_token_len": 4096,
             "checkpoint_dir": "", "save_checkpoint_interval": 0, "starting_step": 0, "num_steps": 100,
         }  # fmt: skip
         self._session.post(f"{self._url}/register", json=trainer).raise_for_status()
         self._session.get(f"{self._url}/batch").raise_for_status()
-        environment = {"max_token_length": 4096, "desired_name": "x", "weight": 1.0, "group_size": rollouts}
+        environment: dict[str, Any] = {"max_token_length": 4096, "desired_name": "x", "weight": 1.0, "group_size": rollouts}
         self._session.post(f"{self._url}/register-env", json=environment).raise_for_status()
 
     def _pool(self, shape: str) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal, TypedDict
@@ -16,7 +16,8 @@ from groupreplay_admin.load.tally import Tally
 
 Taking = Literal["sample", "next_batch", "lease_batch"]
 _STEPS_EACH = 2**32
-"""Training steps that a client may commit before it would meet those of the next."""
+"""Training steps that a client may commit before it would meet those of the next. The first is the time in
+microseconds, so that no job before has committed it."""
 
 
 class TableName(TypedDict):
@@ -62,9 +63,17 @@ class _InsertJob(_TableJob):
     sender: str = field(default_factory=lambda: f"bench{time.time_ns():x}")
     """In every group id, so that no two jobs send the same group."""
 
+    def _supply(self) -> Iterator[RolloutGroup]:
+        return groups_of(
+            SHAPES[self.shape],
+            prefix=f"{self.sender}-{self.number}",
+            producer_id=f"bench-{self.number}",
+            ineffective=self.ineffective,
+        )
+
     async def groups(self) -> AsyncIterator[RolloutGroup]:
         """Yield groups until time is up; it counts from the second on, so that the first can be made beforehand."""
-        supply = groups_of(SHAPES[self.shape], producer_id=f"{self.sender}-{self.number}", ineffective=self.ineffective)
+        supply = self._supply()
         yield next(supply)
         until = time.perf_counter() + self.seconds
         for _ in range(self.max_groups - 1):
@@ -111,7 +120,7 @@ class InsertAtRate(_InsertJob):
     async def run(self, go: Go) -> Tally:
         """Insert until time is up. A group's latency counts from the moment it was due."""
         latencies: list[float] = []
-        supply = groups_of(SHAPES[self.shape], producer_id=f"{self.sender}-{self.number}")
+        supply = self._supply()
         total = max(1, int(self.seconds * self.per_s))
         async with AsyncClient(self.where.server, timeout_s=self.timeout_s) as client:
             await client.describe_table(**self.where.name)
@@ -183,7 +192,7 @@ class Draw(_TableJob):
         """Take batches until time is up or there are no more."""
         latencies: list[float] = []
         groups = moved = 0
-        steps = count(self.number * _STEPS_EACH)
+        steps = count(time.time_ns() // 1000 + self.number * _STEPS_EACH)
         async with AsyncClient(self.where.server, timeout_s=self.timeout_s) as client:
             await client.describe_table(**self.where.name)
             await go()

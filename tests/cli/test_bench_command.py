@@ -1,0 +1,69 @@
+"""`groupreplay bench` on a service that somebody else uses too."""
+
+import json
+
+from cli.in_process import IN_PROCESS, Run
+from processes import ServerProcess
+
+from groupreplay import Client, Rollout, RolloutGroup
+
+pytestmark = IN_PROCESS
+QUICK = ("--seconds", "0.3", "--producers", "2", "--batch-size", "4")
+
+
+def test_bench_measures_and_leaves_nothing(command: Run, server_process: ServerProcess, sync_client: Client) -> None:
+    """There is a measurement of each call and shape; the groups are gone afterwards, those of others are not."""
+    rollouts = [Rollout(token_ids=[1], behaviour_logprobs=[-0.5], reward=reward) for reward in (0.0, 1.0)]
+    group = RolloutGroup.from_rollouts(rollouts, group_id="g", prompt_id="p", prompt_token_ids=[3], policy_version=0)
+    sync_client.create_table(run="math", table="train")
+    sync_client.insert(group, run="math", table="train")
+    ended = command("bench", "--server", server_process.grpc_address, "--shapes", "S", "tiny", "--json", *QUICK)
+    assert ended.status == 0, ended.errors
+    found = json.loads(ended.output)
+    assert [(it["shape"], it["call"].split(",")[0].split(" of")[0], it["clients"]) for it in found] == [
+        (shape, call, clients)
+        for shape in ("S", "tiny")
+        for call, clients in (("insert", 1), ("insert", 2), ("next_batch", 1))
+    ]
+    for it in found:
+        assert min(it["groups"], it["groups_per_s"], it["mb_per_s"]) > 0
+    assert found[0]["p50_ms"] <= found[0]["p99_ms"] <= found[0]["p999_ms"]
+    left = {(it.run, it.table): it.fresh + it.leased + it.replay for it in sync_client.list_tables()}
+    assert left == {("groupreplay-bench", "S"): 0, ("groupreplay-bench", "tiny"): 0, ("math", "train"): 1}
+
+
+def test_bench_shows_a_table(command: Run, server_process: ServerProcess) -> None:
+    """Without --json there is a line for people for each measurement; it can be run again."""
+    for _ in range(2):
+        ended = command("bench", "--server", server_process.grpc_address, "--shapes", "tiny", *QUICK)
+        assert ended.status == 0, ended.errors
+        assert [line.split()[0] for line in ended.output.splitlines()] == ["shape", "tiny", "tiny", "tiny"]
+
+
+def test_bench_keeps_away_from_tables_with_groups(
+    command: Run, server_process: ServerProcess, sync_client: Client
+) -> None:
+    """A run that holds something is somebody's: nothing is measured and nothing removed."""
+    assert command("bench", "--server", server_process.grpc_address, "--shapes", "tiny", *QUICK).status == 0
+    rollouts = [Rollout(token_ids=[1], behaviour_logprobs=[-0.5], reward=reward) for reward in (0.0, 1.0)]
+    group = RolloutGroup.from_rollouts(rollouts, group_id="g", prompt_id="p", prompt_token_ids=[3], policy_version=0)
+    sync_client.insert(group, run="groupreplay-bench", table="tiny")
+    ended = command("bench", "--server", server_process.grpc_address, "--shapes", "tiny", *QUICK)
+    assert ended.status == 2
+    assert "holds 1 groups: another benchmark runs" in ended.errors
+    assert sync_client.describe_table(run="groupreplay-bench", table="tiny").fresh == 1
+
+
+def test_bench_refuses_what_it_does_not_know(command: Run) -> None:
+    """A wrong shape or number ends with status 2 before anything is done."""
+    ended = command("bench", "--shapes", "XL")
+    assert ended.status == 2
+    assert "--shapes XL: there are S M D L A tiny" in ended.errors
+    assert command("bench", "--seconds", "0").status == 2
+
+
+def test_bench_without_a_service_says_so(command: Run) -> None:
+    """A service that does not answer is an error of a line, with status 1."""
+    ended = command("bench", "--server", "127.0.0.1:1", "--timeout-s", "0.5", "--shapes", "tiny")
+    assert ended.status == 1
+    assert "127.0.0.1:1" in ended.errors
