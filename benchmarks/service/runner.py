@@ -57,6 +57,7 @@ class Runner:
         for subject, trial in scenario.subjects.items():
             if all(is_installed(peer) for peer in scenario.peers if peer in subject.split()):
                 found[subject] = trial(stage, found)
+        found = {subject: numbers for subject, numbers in found.items() if numbers}
         return Round(scenario=scenario.name, number=number, measured=found, load=os.getloadavg()[0])
 
 
