@@ -81,7 +81,12 @@ class AtroposPeer:
         }  # fmt: skip
         self._session.post(f"{self._url}/register", json=trainer).raise_for_status()
         self._session.get(f"{self._url}/batch").raise_for_status()
-        environment: dict[str, Any] = {"max_token_length": 4096, "desired_name": "x", "weight": 1.0, "group_size": rollouts}
+        environment: dict[str, Any] = {
+            "max_token_length": 4096,
+            "desired_name": "x",
+            "weight": 1.0,
+            "group_size": rollouts,
+        }
         self._session.post(f"{self._url}/register-env", json=environment).raise_for_status()
 
     def _pool(self, shape: str) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ def encode_payload(group_id: str, arrays: Mapping[str, Array]) -> tuple[list[Col
         InvalidGroupError: an array's dtype is not one of DTYPES.
     """
     columns: list[Column] = []
-    pieces = [MAGIC]
+    pieces: list[bytes | memoryview] = [MAGIC]
     for name, array in arrays.items():
         if array.dtype.name not in DTYPES:
             raise InvalidGroupError(
@@ -66,11 +66,11 @@ def encode_payload(group_id: str, arrays: Mapping[str, Array]) -> tuple[list[Col
             )
         data = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         columns.append(Column(name, array.dtype.name, array.shape))
-        pieces += [data.tobytes(), bytes(_padding(data.nbytes))]
+        pieces += [data.reshape(-1).view(np.uint8).data, bytes(_padding(data.nbytes))]
     return columns, b"".join(pieces)
 
 
-def check_payload(group_id: str, columns: Sequence[Column], size: int, start: bytes) -> None:
+def check_payload(group_id: str, columns: Sequence[Column], size: int, start: bytes | memoryview) -> None:
     """Raise InvalidGroupError unless a payload of `size` bytes beginning with `start` can hold these columns."""
     if size != payload_size(columns):
         raise InvalidGroupError(
@@ -84,7 +84,7 @@ def check_payload(group_id: str, columns: Sequence[Column], size: int, start: by
         )
 
 
-def decode_payload(group_id: str, columns: Sequence[Column], payload: bytes) -> dict[str, Array]:
+def decode_payload(group_id: str, columns: Sequence[Column], payload: bytes | memoryview) -> dict[str, Array]:
     """Return read-only views of the payload's columns by name.
 
     Raises:

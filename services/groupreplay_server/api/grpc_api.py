@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from groupreplay import convert, convert_diagnosis, convert_listing, convert_pieces, convert_tables
 from groupreplay.errors import GroupReplayError, InternalError, InvalidRequestError, StoreUnavailableError
+from groupreplay.group_messages import InsertMessage, read_insert_request, read_insert_stream_request
 from groupreplay.groups import check_name
 from groupreplay.parts import AssembledGroup, PartAssembler
 from groupreplay.v1 import replay_service_pb2 as pb
@@ -42,6 +43,8 @@ DEFAULT_BEAT_S = 10.0
 _REPLY_MARGIN_S = 0.1
 """An answer that says why is sent this long before the caller's deadline, or it would never be read."""
 
+_READ_BY_HAND = {"Insert": read_insert_request, "InsertStream": read_insert_stream_request}
+
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -53,13 +56,12 @@ class GrpcApi:
         self._service = service
         self._metrics = metrics
 
-    async def insert(self, request: pb.InsertRequest) -> pb.InsertResponse:
+    async def insert(self, request: InsertMessage) -> pb.InsertResponse:
         if len(request.groups) > MAX_INSERT_GROUPS:
             raise InvalidRequestError(f"{len(request.groups)} groups in one Insert, at most {MAX_INSERT_GROUPS}")
-        groups = [AssembledGroup(group.header, group.payload or None) for group in request.groups]
-        return await self._insert(request.run, request.table, groups)
+        return await self._insert(request.run, request.table, request.groups)
 
-    async def insert_stream(self, requests: AsyncIterator[pb.InsertStreamRequest]) -> AsyncIterator[pb.InsertResponse]:
+    async def insert_stream(self, requests: AsyncIterator[InsertMessage]) -> AsyncIterator[pb.InsertResponse]:
         run = table = ""
         assembler: PartAssembler | None = None
         async for request in requests:
@@ -72,7 +74,7 @@ class GrpcApi:
         if assembler is not None:
             assembler.check_complete()
 
-    async def _insert(self, run: str, table: str, groups: list[AssembledGroup]) -> pb.InsertResponse:
+    async def _insert(self, run: str, table: str, groups: Sequence[AssembledGroup]) -> pb.InsertResponse:
         self._metrics.payload("in", sum(len(group.payload or b"") for group in groups))
         results, durability = await self._service.insert(run, table, groups)
         return pb.InsertResponse(
@@ -320,17 +322,17 @@ class GrpcApi:
         )
 
     def _handler(self, method: Any, call: Callable[..., Any]) -> "grpc.RpcMethodHandler[Any, Any]":
-        request_class = getattr(pb, method.input_type.name)
+        read = _READ_BY_HAND.get(method.name) or getattr(pb, method.input_type.name).FromString
         if not method.server_streaming:
             unary = (
                 grpc.stream_unary_rpc_method_handler if method.client_streaming else grpc.unary_unary_rpc_method_handler
             )
-            return unary(self._guard_unary(method.name, call), request_class.FromString, _serialize)
+            return unary(self._guard_unary(method.name, call), read, _serialize)
         guarded = self._guard_stream(method.name, call)
         make = (
             grpc.stream_stream_rpc_method_handler if method.client_streaming else grpc.unary_stream_rpc_method_handler
         )
-        return make(guarded, request_class.FromString, _serialize)
+        return make(guarded, read, _serialize)
 
     def _guard_unary(
         self, name: str, call: Callable[[Any], Awaitable[Message]]

@@ -21,7 +21,7 @@ class IncomingGroup:
     priority: float
     """What the table's PrioritySource says, until a caller sets another."""
     header: bytes
-    payload: bytes | None
+    payload: bytes | memoryview | None
     """None = not stored: the table will never deliver it."""
 
 
