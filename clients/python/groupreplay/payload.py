@@ -17,6 +17,7 @@ from groupreplay.errors import InvalidGroupError
 MAGIC = b"GRPLAY\x00\x01"
 ALIGNMENT = 8
 DTYPES = frozenset({"uint8", "int32", "int64", "float16", "float32", "float64"})
+_ITEM_BYTES = {name: np.dtype(name).itemsize for name in DTYPES}
 MAX_DIMENSIONS = 32
 MAX_ELEMENTS = 2**40
 
@@ -34,7 +35,7 @@ class Column:
     @property
     def size_bytes(self) -> int:
         """Bytes without padding."""
-        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
+        return _ITEM_BYTES[self.dtype] * math.prod(self.shape)
 
     @property
     def elements_bound(self) -> int:
