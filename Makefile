@@ -46,13 +46,13 @@ faults: $(VENV)/dev-installed ## kill services, Redis, trainers, producers under
 experiment: $(VENV)/demo-installed ## measure the paper's claims on the tiny model, hours; ARGS=--quick: minutes; again: goes on
 	@PYTHONPATH=benchmarks $(BIN)/python -m experiment $(ARGS)
 
-bench: $(VENV)/demo-installed bench-peers ## measure the service against its peers and the machine, an hour; again: goes on
+bench: $(VENV)/demo-installed bench-peers ## measure the service against its peers and the machine; again: goes on
 	@PYTHONPATH=benchmarks $(BIN)/python -m service $(ARGS)
 
 bench-quick: $(VENV)/demo-installed bench-peers ## measure what has a goal, minutes; writes runs/bench
 	@PYTHONPATH=benchmarks $(BIN)/python -m service --quick --anew $(ARGS)
 
-bench-peers: $(PEERS:%=.venv-bench-%/installed) ## install the peers that make bench compares with, each by itself: 2 GB
+bench-peers: $(PEERS:%=.venv-bench-%/installed) ## install the peers that make bench compares with, each by itself: 3 GB
 
 soak: $(VENV)/demo-installed ## load the service for 20 minutes and look for growth; ARGS="--minutes 2"
 	@PYTHONPATH=benchmarks $(BIN)/python -m service.soak $(ARGS)
@@ -65,6 +65,7 @@ check: $(VENV)/dev-installed ## lint, types, import directions, generated files
 	$(BIN)/python scripts/generate_protos.py --check
 	$(BIN)/python scripts/generate_sync_client.py --check
 	$(BIN)/python scripts/generate_reference.py --check
+	PYTHONPATH=benchmarks $(BIN)/python -m service.page --check
 	$(BIN)/python scripts/check_lua.py
 
 format: $(VENV)/dev-installed ## format, and fix what can be fixed

@@ -13,6 +13,7 @@ from typing import Any, cast, get_type_hints
 
 from groupreplay import Diagnosis, ListedGroup, Policy, Table
 from groupreplay.errors import ERRORS
+from groupreplay_admin.bench import Measurement
 from groupreplay_admin.checks import Check
 from groupreplay_admin.observing import Pace
 from groupreplay_admin.statuses import Status
@@ -176,6 +177,7 @@ by the status.
   show` prints a shown group.
 - `diagnose` prints a diagnosis, `policy` a policy version, `doctor` a list of checks; `policy watch` prints one
   policy version a line.
+- `bench` prints a list of measurements.
 - `snapshot` and `restore` print `file` and `table`, the table as it was kept or made; `export` prints `file` and
   `rollouts`.
 - `top` prints a line for each look: `time_ms`; `error`, why the service could not be asked, or empty; `policies`;
@@ -191,6 +193,7 @@ _JSON = {
     "A policy version": Policy,
     "A check": Check,
     "A pace": Pace,
+    "A measurement": Measurement,
 }
 
 

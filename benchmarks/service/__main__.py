@@ -48,7 +48,7 @@ def main() -> int:
     if not rounds:
         console.print(f"no finished round in {runner.rounds_file}")
         return 1
-    write_report(rounds, arguments.folder, Machine.here(load_before, rounds), console)
+    write_report(rounds, arguments.folder, Machine.here(load_before, rounds), runner.effort, console)
     return 0
 
 

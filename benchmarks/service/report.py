@@ -13,6 +13,7 @@ from rich.console import Console
 from service.goals import Row, rows_of
 from service.machine import Machine
 from service.measured import Round, by_scenario
+from service.stage import Effort
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -37,11 +38,13 @@ _RATES: Final = ("mb_per_s", "ms_per_batch")
 """The number that a picture shows of a scenario: the first that it has."""
 
 
-def write_report(rounds: Sequence[Round], folder: Path, machine: Machine, console: Console) -> list[Row]:
+def write_report(
+    rounds: Sequence[Round], folder: Path, machine: Machine, effort: Effort, console: Console
+) -> list[Row]:
     """Write summary.json, results.md and pictures into the folder, and print the tables; return the rows."""
     found = by_scenario(rounds)
     rows = rows_of(found)
-    summary = {"machine": asdict(machine), "rows": [asdict(row) for row in rows]}
+    summary = {"machine": asdict(machine), "effort": asdict(effort), "rows": [asdict(row) for row in rows]}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     text = results_page(rows, found)
     (folder / "results.md").write_text(text)

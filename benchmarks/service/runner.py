@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,6 +14,8 @@ from service.measured import Measured, Round, append_round, read_rounds
 from service.peer import is_installed
 from service.scenarios import Scenario
 from service.stage import Effort, Stage
+
+ROUNDS_FILE: Final = "rounds.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +29,7 @@ class Runner:
     @property
     def rounds_file(self) -> Path:
         """Where finished rounds are."""
-        return self.folder / "rounds.jsonl"
+        return self.folder / ROUNDS_FILE
 
     def run(self, scenarios: Sequence[Scenario]) -> list[Round]:
         """Run the rounds that are missing, the first of every scenario before the second of any; return all."""

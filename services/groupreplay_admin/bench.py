@@ -67,16 +67,25 @@ class Measurement:
     """How fast one kind of call was on groups of one shape; None where calls are not timed one by one."""
 
     shape: str
+    """Name of the groups' shape."""
     call: str
+    """What was called, in words."""
     clients: int
+    """Processes that called it at once."""
     groups: int
+    """Groups moved."""
     seconds: float
+    """From the start to the last answer."""
     groups_per_s: float
+    """Over all clients."""
     mb_per_s: float
+    """Payload, in millions of bytes a second."""
     p50_ms: float | None
     """Median latency of a call, until its answer is whole."""
     p99_ms: float | None
+    """99th percentile."""
     p999_ms: float | None
+    """99.9th percentile."""
 
 
 _DEFAULTS = BenchSettings()

@@ -86,7 +86,7 @@ def test_the_report_has_a_row_for_each_goal(tmp_path: Path) -> None:
         "reverb": {"groups_per_s": 10.0, "mb_per_s": 2.0},
     }
     rounds = [Round(scenario="insert-M", number=number, measured=measured, load=0.5) for number in range(3)]
-    write_report(rounds, tmp_path, MACHINE, Console(quiet=True))
+    write_report(rounds, tmp_path, MACHINE, Effort(seconds=1.0, rounds=3), Console(quiet=True))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert len(summary["rows"]) == len(GOALS)
     assert summary["machine"]["cores"] == 2
