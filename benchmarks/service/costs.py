@@ -89,13 +89,19 @@ async def _aiter(groups: Iterator[RolloutGroup]) -> AsyncIterator[RolloutGroup]:
 
 async def _lowest(redis: PrivateRedis, operation: Callable[[], Awaitable[int]]) -> Costs:
     found = [await _once(redis, operation) for _ in range(_REPEATS)]
+    lowest = {name: min(costs[name] for costs in found) for name in found[0]}
+    peaks = [await _peak_bytes(operation) for _ in range(_REPEATS)]
+    return lowest | {"peak bytes allocated per payload byte": min(peaks) / _SHAPE.mean_bytes}
+
+
+async def _peak_bytes(operation: Callable[[], Awaitable[int]]) -> float:
+    """Return the most memory that is allocated at once for each group."""
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     groups = await operation()
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
-    lowest = {name: min(costs[name] for costs in found) for name in found[0]}
-    return lowest | {"peak bytes allocated per payload byte": peak / groups / _SHAPE.mean_bytes}
+    return peak / groups
 
 
 async def _once(redis: PrivateRedis, operation: Callable[[], Awaitable[int]]) -> Costs:

@@ -38,6 +38,12 @@ def test_fast_packing_is_the_packing_of_redis_py(name: str | bytes, arguments: l
     assert packed(packing_fast(Connection), name, *arguments) == packed(Connection, name, *arguments)
 
 
+@given(st.text(max_size=20), st.one_of(st.binary(max_size=99), st.binary(max_size=9).map(view), st.text()))
+def test_a_write_is_packed_as_by_redis_py(key: str, value: bytes | memoryview | str) -> None:
+    """Whatever the value is, small or large."""
+    assert packed(packing_fast(Connection), "SET", key, value) == packed(Connection, "SET", key, value)
+
+
 def test_a_payload_is_not_copied() -> None:
     """The bytes of a large value go out as they are."""
     payload = memoryview(bytes(100_000))

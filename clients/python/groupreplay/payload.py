@@ -18,6 +18,7 @@ MAGIC = b"GRPLAY\x00\x01"
 ALIGNMENT = 8
 DTYPES = frozenset({"uint8", "int32", "int64", "float16", "float32", "float64"})
 _ITEM_BYTES = {name: np.dtype(name).itemsize for name in DTYPES}
+_NAMES = {np.dtype(name): name for name in DTYPES}
 MAX_DIMENSIONS = 32
 MAX_ELEMENTS = 2**40
 
@@ -61,12 +62,13 @@ def encode_payload(group_id: str, arrays: Mapping[str, Array]) -> tuple[list[Col
     columns: list[Column] = []
     pieces: list[bytes | memoryview] = [MAGIC]
     for name, array in arrays.items():
-        if array.dtype.name not in DTYPES:
+        dtype = _NAMES.get(array.dtype) or array.dtype.name  # numpy takes its time to make up a name
+        if dtype not in DTYPES:
             raise InvalidGroupError(
                 f"group {group_id}: column {name!r} has dtype {array.dtype}; a payload holds {sorted(DTYPES)}"
             )
         data = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        columns.append(Column(name, array.dtype.name, array.shape))
+        columns.append(Column(name, dtype, array.shape))
         pieces += [data.reshape(-1).view(np.uint8).data, bytes(_padding(data.nbytes))]
     return columns, b"".join(pieces)
 
