@@ -1,6 +1,7 @@
 """`groupreplay bench`: how fast is this deployment."""
 
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from groupreplay_admin.load.jobs import Draw, InsertEach, InsertStream, Where
 from groupreplay_admin.load.shapes import SHAPES, Shape
 from groupreplay_admin.load.tally import Tally, together
 from groupreplay_admin.output import console, short, to_json
+from groupreplay_admin.statuses import Status
 
 _MOST_PRODUCERS: Final = 256
 _CLEAN_UP_S: Final = 60.0
@@ -107,6 +109,9 @@ def bench(settings: BenchSettings = _DEFAULTS) -> int:
                     measurements += _measure(crew, settings, SHAPES[name])
     except ClientFailedError as error:
         raise OSError(str(error)) from error
+    except KeyboardInterrupt:
+        print("groupreplay bench: interrupted; its tables are empty again", file=sys.stderr)
+        return Status.FAILED
     print(to_json(measurements)) if settings.json else _show(measurements)
     return 0
 

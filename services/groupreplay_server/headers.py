@@ -47,7 +47,7 @@ def read_group(header: group_pb2.GroupHeader, payload: bytes | memoryview | None
 
 
 def _deviation(rewards: Sequence[float]) -> float:
-    """Return the standard deviation of finite numbers, exactly 0 where all are alike: statistics.pstdev goes through fractions."""
+    """Return the standard deviation of finite numbers, exactly 0 where all are alike; pstdev goes through fractions."""
     if min(rewards) == max(rewards):
         return 0.0
     mean = math.fsum(rewards) / len(rewards)

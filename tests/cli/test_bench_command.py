@@ -1,11 +1,14 @@
 """`groupreplay bench` on a service that somebody else uses too."""
 
 import json
+import signal
+import subprocess
+import sys
 
 from cli.in_process import IN_PROCESS, Run
-from processes import ServerProcess
+from processes import ServerProcess, plain_environment, wait_until
 
-from groupreplay import Client, Rollout, RolloutGroup
+from groupreplay import Client, Fill, Rollout, RolloutGroup, TableConfig
 
 pytestmark = IN_PROCESS
 QUICK = ("--seconds", "0.3", "--producers", "2", "--batch-size", "4")
@@ -52,6 +55,26 @@ def test_bench_keeps_away_from_tables_with_groups(
     assert ended.status == 2
     assert "holds 1 groups: another benchmark runs" in ended.errors
     assert sync_client.describe_table(run="groupreplay-bench", table="tiny").fresh == 1
+
+
+def test_bench_that_is_told_to_stop_empties_its_tables(server_process: ServerProcess, sync_client: Client) -> None:
+    """SIGTERM in the middle of a measurement ends the clients first, and then the groups go."""
+    where = {"run": "groupreplay-bench", "table": "tiny"}
+    sync_client.create_table(**where, config=TableConfig(fill=Fill.KEEP, fresh_capacity=2**22))
+    bench = subprocess.Popen(
+        [
+            sys.executable, "-m", "groupreplay_cli", "bench", "--server", server_process.grpc_address, "--shapes",
+            "tiny", "--seconds", "600", "--producers", "2",
+        ],
+        env=plain_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    wait_until(lambda: sync_client.describe_table(**where).fresh > 10, "groups come")
+    bench.send_signal(signal.SIGTERM)
+    _, errors = bench.communicate(timeout=60)
+    assert (bench.returncode, errors) == (1, "groupreplay bench: interrupted; its tables are empty again\n")
+    assert sync_client.describe_table(**where).fresh == 0
 
 
 def test_bench_refuses_what_it_does_not_know(command: Run) -> None:
