@@ -266,13 +266,19 @@ def _pages(groups: Sequence[GroupT]) -> Iterator[Sequence[GroupT]]:
     """Cut groups into pages of _PAGE_BYTES of payload, where one alone is no larger."""
     start = size = 0
     for index, group in enumerate(groups):
-        payload_bytes = GroupHeader.FromString(group.header).payload_bytes if group.payload_ref else 0
+        payload_bytes = _payload_bytes(group)
         if index > start and (size + payload_bytes > _PAGE_BYTES or index - start == _PAGE_GROUPS):
             yield groups[start:index]
             start, size = index, 0
         size += payload_bytes
     if start < len(groups):
         yield groups[start:]
+
+
+def _payload_bytes(group: LeasedGroup | ReadGroup | KeptGroup) -> int:
+    if isinstance(group, KeptGroup):
+        return group.payload_bytes
+    return GroupHeader.FromString(group.header).payload_bytes if group.payload_ref else 0
 
 
 def _check_request(run: str, table: str, *, lease_id: str, batch_size: int, lease_s: float, timeout_s: float) -> None:
