@@ -25,8 +25,8 @@ from service.deployment import Deployment
 
 _PRODUCERS: Final = 2
 _WAIT_S: Final = 2.0
-_REMEMBERING: Final = ("seen", "ended", "steps")
-"""Keys that grow for a day by design."""
+_REMEMBERING: Final = ("seen", "ended", "steps", "records")
+"""Keys that grow for a day by design: groups that left, and leases that ended, with their steps and records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
