@@ -58,6 +58,7 @@ def test_a_trial_measures_the_service_and_what_it_uses(tmp_path: Path) -> None:
         with Watch(service) as watch:
             fill(stage, where, "S", 64)
         assert service.client.describe_table(run=where.run, table=where.table).fresh == 64
-        assert watch.server_cpu_s > 0
+        assert watch.server_cpu_s >= 0  # counted in hundredths of a second
+        assert usage.cpu_seconds(service.pid) > 0
         assert 20e6 < usage.resident_bytes(service.pid) < 500e6
         assert usage.open_files(service.pid) > 5
