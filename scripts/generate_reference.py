@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
-from groupreplay import Diagnosis, ListedGroup, Policy, Table
+from groupreplay import Diagnosis, ListedGroup, Policy, Table, Token
 from groupreplay.errors import ERRORS
 from groupreplay_admin.bench import Measurement
 from groupreplay_admin.checks import Check
@@ -27,9 +27,10 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs/reference"
 
 _ERRORS_HEAD = """# Errors
 
-Every failed call names its reason: in the trailing metadata `groupreplay-reason` over gRPC, as an exception class in
-the SDK (all are `groupreplay.GroupReplayError`). The message says what was tried, the value, the limit and the fix.
-The SDK makes calls that failed for a retryable reason again by itself, until their timeout.
+Every failed call names its reason: in the trailing metadata `groupreplay-reason` over gRPC, as `reason` of the
+problem over [REST](rest.md), as an exception class in the SDK (all are `groupreplay.GroupReplayError`). The message
+says what was tried, the value, the limit and the fix. The SDK makes calls that failed for a retryable reason again by
+itself, until their timeout.
 
 | reason | exception | gRPC code | HTTP status | retryable | meaning |
 |---|---|---|---|---|---|"""
@@ -50,7 +51,8 @@ def _first_line(cls: type[Any]) -> str:
 
 
 _SETTINGS_HEAD = """Each is a flag, an environment variable, or a line of a TOML file. An unknown one is refused.
-A flag beats a variable, a variable beats the file.
+A flag beats a variable, a variable beats the file. `GROUPREPLAY_TOKEN`, `GROUPREPLAY_TOKEN_FILE` and
+`GROUPREPLAY_CA_FILE` hold for every command that connects to a service and has no variable of its own set.
 
 The file is given with `--config run.toml` and has a section for each command; `--optimizer.lr` is `lr` in its section
 `[train.optimizer]`, `--batch-size` is `batch_size` in `[train]`:
@@ -180,6 +182,8 @@ by the status.
 - `bench` prints a list of measurements.
 - `snapshot` and `restore` print `file` and `table`, the table as it was kept or made; `export` prints `file` and
   `rollouts`.
+- `token create` prints `token` and its `secret`, or the `secret_file`; `token list` a list of tokens, `token revoke`
+  the token as it was.
 - `top` prints a line for each look: `time_ms`; `error`, why the service could not be asked, or empty; `policies`;
   `tables`. Each of those has fields of a table, `ready`, `findings` and `producers` of a diagnosis, `held` (its
   leases), and `recent`, the pace of the last minute.
@@ -191,6 +195,7 @@ _JSON = {
     "A response of a shown group": ShownRollout,
     "A diagnosis": Diagnosis,
     "A policy version": Policy,
+    "A token": Token,
     "A check": Check,
     "A pace": Pace,
     "A measurement": Measurement,

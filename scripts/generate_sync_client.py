@@ -17,7 +17,7 @@ REPLACEMENTS = [
     ),
     (r"import grpc\.aio\n", ""),
     (r"import asyncio\n", "import time\n"),
-    (r"grpc\.aio\.insecure_channel", "grpc.insecure_channel"),
+    (r"open_async_channel", "open_channel"),
     (r"grpc\.aio\.Channel", "grpc.Channel"),
     (r"await asyncio\.sleep", "time.sleep"),
     (r"async def", "def"),

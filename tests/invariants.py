@@ -171,7 +171,7 @@ def _pairs(flat: list[Any]) -> dict[str, str]:
 
 
 def _fact(values: list[str]) -> Fact:
-    low, sequence, effective, size, ref, _prompt, task, priority, inserted_ms, _high = values
+    low, sequence, effective, size, ref, _prompt, task, priority, inserted_ms, _high, _mean = values
     return Fact(int(low), int(sequence), effective == "1", int(size), ref, task, float(priority), int(inserted_ms))
 
 

@@ -119,14 +119,14 @@ class ServerProcess:
         self.redis_url = redis_url
 
     def start(self) -> None:
-        """Start it and return when it answers; the second start takes the port of the first."""
+        """Start it and return when it answers; the second start takes the ports of the first."""
         ready_file = self._folder / "ready.json"
         ready_file.unlink(missing_ok=True)
         with self._log.open("ab") if self._log else contextlib.nullcontext() as log:
             self._process = subprocess.Popen(
                 [
                     sys.executable, "-m", "groupreplay_cli", "serve", "--grpc-listen", self.grpc_address,
-                    "--http-listen", "127.0.0.1:0", "--redis-url", self._redis_url,
+                    "--http-listen", self.http_address or "127.0.0.1:0", "--redis-url", self._redis_url,
                     "--data-dir", str(self._folder / "data"), "--ready-file", str(ready_file), *self._options,
                 ],
                 env=plain_environment(),
@@ -141,6 +141,12 @@ class ServerProcess:
         assert self._process is not None
         assert self._process.poll() is None, f"groupreplay serve ended with {self._process.returncode}"
         return False
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
 
     def status(self) -> int | None:
         """Return its exit status; None while it runs, or before it was started."""

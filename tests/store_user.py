@@ -27,6 +27,7 @@ def incoming(group_id: str, *, effective: bool = True, version: int = 0, **field
         "reward_std": 0.5 if effective else 0.0,
         "task": "",
         "priority": 1.0,
+        "reward_mean": 0.5,
         "header": b"header of " + group_id.encode(),
         "payload": b"payload of " + group_id.encode() if effective else None,
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import redis
+from rest_client import RestClient
 from samples import ids, ineffective
 from threaded_client import ThreadedClient
 
@@ -29,8 +30,11 @@ from groupreplay_server.store.keys import TableKeys
 
 @asynccontextmanager
 async def connect(kind: str, address: str, timeout_s: float = 10.0) -> AsyncIterator[AsyncClient]:
-    """Open an `async` client, or a `sync` one behind the same methods."""
-    if kind == "async":
+    """Open an `async` client, or a `sync` or a `rest` one behind the same methods; rest takes an HTTP address."""
+    if kind == "rest":
+        async with RestClient(address, timeout_s=timeout_s) as over_http:
+            yield over_http
+    elif kind == "async":
         async with AsyncClient(address, timeout_s=timeout_s) as connected:
             yield connected
     else:

@@ -127,6 +127,7 @@ def _tiny(count: int, *, ineffective: float = 0.0) -> Iterator[IncomingGroup]:
             reward_std=0.0 if skipped else 0.5,
             task="",
             priority=1.0 + number % 7,
+            reward_mean=0.5,
             header=written,
             payload=None if skipped else payload,
         )

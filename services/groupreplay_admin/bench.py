@@ -139,7 +139,7 @@ def _empty(settings: BenchSettings, shape: str) -> None:
 
 
 def _measure(crew: Crew, settings: BenchSettings, shape: Shape) -> Iterator[Measurement]:
-    where = Where(server=settings.server, run=settings.run, table=shape.name)
+    where = Where(server=settings.server, run=settings.run, table=shape.name, login=settings.login())
     asked: dict[str, Any] = {"where": where, "seconds": settings.seconds, "timeout_s": settings.timeout_s}
     most = max(settings.producers, settings.max_mb * 10**6 // shape.mean_bytes)
     one_by_one = InsertEach(**asked, shape=shape.name, max_groups=max(1, most // 4))

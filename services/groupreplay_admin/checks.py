@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from groupreplay import Durability, RedisServer, ServerInfo, Table, __version__
+from groupreplay import Durability, RedisServer, ServerInfo, Table, Token, __version__
 
 CLOCK_WARNING_MS, CLOCK_PROBLEM_MS = 500, 5_000
 PING_WARNING_MS = 10
 MEMORY_WARNING_SHARE = 0.9
 DISK_WARNING_SHARE, DISK_PROBLEM_SHARE = 0.1, 0.02
+TOKEN_WARNING_DAYS = 7
 CERTIFICATE_WARNING_DAYS, CERTIFICATE_PROBLEM_DAYS = 30, 3
 _DAY_MS = 86_400_000
 
@@ -164,6 +165,26 @@ def _latency(server: RedisServer) -> Check:
     if server.ping_p99_ms > PING_WARNING_MS:
         return warning("redis_latency", found, "bring service and Redis nearer, or see what else keeps Redis busy")
     return ok("redis_latency", found)
+
+
+def check_open(server: str) -> Check:
+    """Judge a service that answers without a token."""
+    found = f"{server} asks for no tokens"
+    host = server.rpartition(":")[0]
+    if server.startswith("unix:") or host in {"localhost", "[::1]"} or host.startswith("127."):
+        return ok("tokens", found)
+    return warning("tokens", found, "whoever reaches it can read and change everything: serve with --admin-token-file")
+
+
+def check_tokens(tokens: Sequence[Token], *, now_ms: int) -> Check:
+    """Judge when tokens end."""
+    ended = [it.name for it in tokens if 0 < it.expires_at_ms <= now_ms]
+    soon = [it.name for it in tokens if now_ms < it.expires_at_ms < now_ms + TOKEN_WARNING_DAYS * _DAY_MS]
+    found = f"{len(tokens)} tokens; {len(ended)} have expired, {len(soon)} end within {TOKEN_WARNING_DAYS} days"
+    if not ended and not soon:
+        return ok("tokens", found)
+    named = ", ".join([*soon, *ended][:5])
+    return warning("tokens", f"{found}: {named}", "make new ones for who still needs them, and revoke the expired")
 
 
 def check_certificate(whose: str, ends_ms: int, *, now_ms: int) -> Check:

@@ -4,20 +4,19 @@ from dataclasses import dataclass
 
 from cyclopts import Parameter
 
-from groupreplay import Client
+from groupreplay import Client, Connection
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceSettings:
+class ServiceSettings(Connection):
     """Where the service is. Settings of commands extend it."""
 
-    server: str = "127.0.0.1:50051"
-    """Address of the replay service, host:port."""
     timeout_s: float = 10.0
     """Seconds to wait for the service."""
 
 
 def open_client(settings: ServiceSettings, *, timeout_s: float | None = None) -> Client:
     """Return a client, to be entered; timeout_s holds for each call, None = that of the settings."""
-    return Client(settings.server, timeout_s=settings.timeout_s if timeout_s is None else timeout_s)
+    wait_s = settings.timeout_s if timeout_s is None else timeout_s
+    return Client(settings.server, timeout_s=wait_s, **settings.login())

@@ -9,14 +9,24 @@ from pathlib import Path
 from cyclopts import Parameter
 from rich.text import Text
 
-from groupreplay import Client, GroupReplayError, ServerInfo, ServiceUnavailableError
+from groupreplay import (
+    Client,
+    GroupReplayError,
+    PermissionDeniedError,
+    ServerInfo,
+    ServiceUnavailableError,
+    UnauthenticatedError,
+)
 from groupreplay.groups import now_ms
+from groupreplay_admin.certificates import check_files, check_served, client_context
 from groupreplay_admin.checks import (
     Check,
     Verdict,
     check_disk,
+    check_open,
     check_redis,
     check_service,
+    check_tokens,
     ok,
     problem,
 )
@@ -45,6 +55,10 @@ class DoctorSettings(ServiceSettings):
     """host:port that a service shall listen on for gRPC: is it free?"""
     http_listen: str = ""
     """host:port that a service shall listen on for HTTP: is it free?"""
+    tls_cert_file: Path | None = None
+    """Certificate (PEM) that a service shall show: how long is it good?"""
+    tls_key_file: Path | None = None
+    """Its private key (PEM): do they fit?"""
     data_dir: Path | None = None
     """Folder that a service shall keep its Redis in: is there room?"""
     strict: bool = False
@@ -90,12 +104,19 @@ def _checks(settings: DoctorSettings) -> Iterator[Check]:
         yield check_port("grpc_port", settings.grpc_listen)
     if settings.http_listen:
         yield check_port("http_port", settings.http_listen)
+    if settings.tls_cert_file:
+        yield from check_files(settings.tls_cert_file, settings.tls_key_file)
     if settings.data_dir:
         usage = shutil.disk_usage(_existing(settings.data_dir))
         yield check_disk(str(settings.data_dir), usage.free, usage.total)
 
 
 def _service_checks(settings: DoctorSettings) -> Iterator[Check]:
+    context = client_context(settings)
+    if context is not None:
+        yield check_served(settings.server, context, timeout_s=settings.timeout_s)
+    if settings.cert_file is not None:
+        yield from check_files(settings.cert_file, None)
     with open_client(settings) as client:
         try:
             info, ahead_ms, took_ms = _ask(client)
@@ -105,9 +126,10 @@ def _service_checks(settings: DoctorSettings) -> Iterator[Check]:
         yield ok("grpc", f"{settings.server} answers in {took_ms:.1f} ms")
         if settings.http != "none":
             address = settings.http or f"{settings.server.rpartition(':')[0] or '127.0.0.1'}:8080"
-            yield check_http(address, is_named=bool(settings.http), timeout_s=settings.timeout_s)
+            yield check_http(address, is_named=bool(settings.http), timeout_s=settings.timeout_s, context=context)
         yield from check_service(info, ahead_ms=ahead_ms)
         tables = client.list_tables()
+        yield _check_tokens(client, settings)
     for server in info.redis:
         yield from check_redis(server, tables, min_replicas=info.durability_min_replicas, now_ms=now_ms())
 
@@ -126,10 +148,21 @@ def _ask(client: Client) -> tuple[ServerInfo, float, float]:
     return info, ahead_ms, took_ms
 
 
+def _check_tokens(client: Client, settings: DoctorSettings) -> Check:
+    """Judge who may call: everybody, or those with tokens that are still good."""
+    tokens = client.list_tokens()
+    if not (settings.token or settings.token_file):  # and yet it answered
+        return check_open(settings.server)
+    return check_tokens(tokens, now_ms=now_ms())
+
+
 def _no_answer(server: str, error: GroupReplayError) -> Check:
     if isinstance(error, ServiceUnavailableError):
         advice = f"start groupreplay serve --grpc-listen {server}, pass --server, or --server none"
         return problem("grpc", str(error), advice)
+    if isinstance(error, UnauthenticatedError | PermissionDeniedError):
+        advice = "pass --token-file with a token of scope admin for all runs: `groupreplay token create`"
+        return problem("token", f"{server} answers, but: {error}", advice)
     return problem("grpc", f"{server} answers, but: {error}", "see the log of the service")
 
 

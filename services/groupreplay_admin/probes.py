@@ -17,11 +17,11 @@ from groupreplay_admin.checks import Check, ok, problem, warning
 PINGS = 50
 
 
-def check_http(address: str, *, is_named: bool, timeout_s: float) -> Check:
+def check_http(address: str, *, is_named: bool, timeout_s: float, context: ssl.SSLContext | None = None) -> Check:
     """Ask the service over HTTP whether it is ready; an address that is only guessed may be wrong."""
-    url = f"http://{address}/readyz"
+    url = f"https://{address}/readyz" if context else f"http://{address}/readyz"
     try:
-        with urlopen(url, timeout=timeout_s) as answer:
+        with urlopen(url, timeout=timeout_s, context=context) as answer:  # noqa: S310  the scheme is ours
             answer.read()
     except HTTPError as error:
         return problem("http", f"{url} says that it is not ready: {_obstacle(error)}", "see the log of the service")

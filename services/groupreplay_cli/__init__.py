@@ -12,6 +12,8 @@ from typing import Any, cast, get_type_hints
 from groupreplay import GroupReplayError, InvalidRequestError, __version__
 
 PREFIX = "GROUPREPLAY_"
+SHARED_VARIABLES = frozenset({f"{PREFIX}{name}" for name in ("TOKEN", "TOKEN_FILE", "CA_FILE")})
+"""How to log in, for every command that connects to a service; a variable of one command beats them."""
 _ADMIN_EXTRAS = ("admin", "export")
 """Of commands that leave it to main() to say why the service could not do what they asked."""
 
@@ -81,6 +83,12 @@ COMMANDS = {
         "admin",
         "Show or watch the policy version of a run.",
     ),
+    "token": Command(
+        "groupreplay_admin.token:token",
+        "groupreplay_admin.token:TokenSettings",
+        "admin",
+        "Make, list and revoke the tokens that callers log in with.",
+    ),
     "doctor": Command(
         "groupreplay_admin.doctor:doctor",
         "groupreplay_admin.doctor:DoctorSettings",
@@ -130,7 +138,11 @@ def main() -> None:
         )
     words, run_file = _take_run_file(sys.argv[1:])
     name = words[0] if words else ""
-    sources: list[Any] = [config.Env(PREFIX), *([config.Toml(run_file, must_exist=True)] if run_file else [])]
+    sources: list[Any] = [
+        config.Env(PREFIX),
+        config.Env(PREFIX, command=False, show=False),
+        *([config.Toml(run_file, must_exist=True)] if run_file else []),
+    ]
     app = App(name="groupreplay", help=_HELP, version=__version__, config=sources)
     try:
         if name in COMMANDS:
@@ -199,7 +211,7 @@ def _refuse_unknown_variables(name: str, environment: Iterable[str] | Mapping[st
     unknown = sorted(
         variable
         for variable in environment
-        if variable.startswith(PREFIX) and variable not in known and not variable.startswith(others)
+        if variable.startswith(PREFIX) and variable not in known | SHARED_VARIABLES and not variable.startswith(others)
     )
     if unknown:
         print(

@@ -36,6 +36,7 @@ def run_demo(settings: DemoSettings, console: Console) -> None:
     http_listen = free_address("HTTP", settings.http_listen, "--http-listen")
     _clear_folder(settings.run_dir)
     with local_service(settings.run_dir, grpc_listen=grpc_listen, http_listen=http_listen) as service:
+        console.print(f"watch it on the page: http://{http_listen}/ui/")
         runs = [
             Run(settings, algorithm, service=service, server=grpc_listen, console=console).run()
             for algorithm in settings.algorithms
@@ -49,8 +50,14 @@ def run_demo(settings: DemoSettings, console: Console) -> None:
             console.print(
                 f"the service stays up: gRPC {grpc_listen}, metrics http://{http_listen}/metrics; Ctrl-C ends it"
             )
+            console.print(f"look at its groups on the page: http://{http_listen}/ui/")
             while service.check():
                 time.sleep(_POLL_S)
+        else:
+            console.print(
+                f"look at its groups on the page: groupreplay serve --data-dir {settings.run_dir / 'redis'}, then "
+                "http://127.0.0.1:8080/ui/"
+            )
 
 
 class Run:

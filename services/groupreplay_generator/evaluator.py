@@ -29,7 +29,7 @@ async def run_evaluator(settings: EvaluatorSettings) -> None:
     task = create_task(settings.task, seed=settings.seed, heldout_problems=settings.problems)
     async with (
         Scorer(task, settings) as scorer,
-        AsyncClient(settings.server) as client,
+        AsyncClient(settings.server, **settings.login()) as client,
         following(client, settings.run) as follower,
     ):
         policy = await follower.newer_than(-1)

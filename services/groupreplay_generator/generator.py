@@ -40,7 +40,7 @@ async def run_generator(settings: GeneratorSettings) -> None:
     task = create_task(settings.task, seed=settings.seed, train_problems=settings.train_problems)
     async with (
         Scorer(task, settings) as scorer,
-        AsyncClient(settings.server) as client,
+        AsyncClient(settings.server, **settings.login()) as client,
         following(client, settings.run) as follower,
     ):
         first = await follower.newer_than(-1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cyclopts import Parameter
 
+from groupreplay.connection import Connection
 from groupreplay.errors import InvalidRequestError
 from groupreplay.groups import check_name
 from groupreplay_generator.sections import VllmSettings, check_engine
@@ -19,15 +20,13 @@ def _own_name() -> str:
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratorSettings:
+class GeneratorSettings(Connection):
     """What to generate, and for whom.
 
     Raises:
         InvalidRequestError: a number is out of range, or a name has characters that the service refuses.
     """
 
-    server: str = "127.0.0.1:50051"
-    """Address of the replay service, host:port."""
     run: str = "default"
     """Training run: whose policy to generate with."""
     table: str = "rollouts"
@@ -82,11 +81,9 @@ class GeneratorSettings:
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluatorSettings:
+class EvaluatorSettings(Connection):
     """Which policy versions to measure on held-out problems, and how."""
 
-    server: str = "127.0.0.1:50051"
-    """Address of the replay service, host:port."""
     run: str = "default"
     """Training run whose policy to measure."""
     task: str = "addition"

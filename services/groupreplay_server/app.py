@@ -11,12 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from groupreplay_server.about import About
-from groupreplay_server.api.grpc_api import GrpcApi, GrpcServer
+from groupreplay_server.access import Access
+from groupreplay_server.admin_token import AdminTokenFile
+from groupreplay_server.api.grpc_access import AccessInterceptor
+from groupreplay_server.api.grpc_api import GrpcApi
+from groupreplay_server.api.grpc_server import GrpcServer
+from groupreplay_server.api.http_access import AccessMiddleware
 from groupreplay_server.api.http_api import HttpServer, make_app
 from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.api.operations import Operations
+from groupreplay_server.api.running import RunningCalls
+from groupreplay_server.audit import AuditLog
+from groupreplay_server.certificates import Certificates
 from groupreplay_server.closer import Closer
 from groupreplay_server.embedded import embedded_redis
+from groupreplay_server.exposure import check_exposure
 from groupreplay_server.janitor import Janitor
+from groupreplay_server.rate_limiter import RateLimiter
 from groupreplay_server.readiness import Readiness
 from groupreplay_server.service import ReplayService
 from groupreplay_server.settings import ServerSettings
@@ -26,7 +37,10 @@ from groupreplay_server.store.durability import WaitLimits
 from groupreplay_server.store.keys import WAKE_CHANNEL
 from groupreplay_server.store.orphans import OrphanStore
 from groupreplay_server.store.redis_store import RedisStore
+from groupreplay_server.store.token_store import TokenStore
 from groupreplay_server.sweeper import Sweeper
+from groupreplay_server.tokens import Tokens
+from groupreplay_server.ui.page import PAGE, page_paths
 from groupreplay_server.wakeups import WakeUps
 
 _log = logging.getLogger(__name__)
@@ -51,6 +65,7 @@ async def serve(settings: ServerSettings) -> None:
         loop.add_signal_handler(number, stop.set)
     async with running_server(settings) as server:
         _log.info("gRPC on %s, HTTP on %s, Redis at %s", server.grpc_address, server.http_address, server.redis_url)
+        _log.info("the page: http://%s%s", server.http_address, PAGE)
         await stop.wait()
         _log.info("draining for at most %g s", settings.drain_s)
     _log.info("stopped")
@@ -59,13 +74,18 @@ async def serve(settings: ServerSettings) -> None:
 @asynccontextmanager
 async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServer]:
     """Start the service; on exit refuse new calls, wake parked ones, let running ones end, close."""
-    access, limits = _redis_settings(settings)
+    redis_access, limits = _redis_settings(settings)
+    check_exposure(settings)
+    tls_files = settings.tls_files()
+    certificates = Certificates(tls_files) if tls_files else None
+    admin = AdminTokenFile(settings.admin_token_file) if settings.admin_token_file else None
+    limiter = RateLimiter(settings.rate_limits())
     async with AsyncExitStack() as stack:
         redis_url = settings.redis_url or await stack.enter_async_context(
             embedded_redis(settings.data_dir, appendfsync=settings.redis_appendfsync)
         )
-        redis = await stack.enter_async_context(open_redis(redis_url, access=access, limits=limits))
-        listener = await stack.enter_async_context(open_redis(redis_url, access=access, reply_timeout_s=None))
+        redis = await stack.enter_async_context(open_redis(redis_url, access=redis_access, limits=limits))
+        listener = await stack.enter_async_context(open_redis(redis_url, access=redis_access, reply_timeout_s=None))
         store = RedisStore(redis)
         wakeups, janitor, readiness, metrics = WakeUps(), Janitor(store), Readiness(store), Metrics()
         about = About(
@@ -74,11 +94,26 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
             data_dir=None if settings.redis_url else settings.data_dir,
             min_replicas=settings.durability_min_replicas,
         )
-        service = ReplayService(store, wakeups, janitor, about)
+        tokens = Tokens(TokenStore(redis), admin)
+        service = ReplayService(store, wakeups, janitor, about, tokens)
+        audit = stack.enter_context(AuditLog(settings.audit_log))
+        access = Access(tokens if settings.asks_for_tokens else None, limiter, audit)
         closer = Closer(store, service.partial_groups, wakeups)
-        grpc_server = GrpcServer(GrpcApi(service, metrics))
-        http_server = HttpServer(make_app(service, readiness, metrics))
-        grpc_port = grpc_server.bind(settings.grpc_listen)
+        operations = Operations(service, metrics)
+        grpc_server = GrpcServer(GrpcApi(operations, metrics, access), AccessInterceptor(access, metrics))
+        calls = RunningCalls()
+        app = make_app(
+            service=service,
+            operations=operations,
+            readiness=readiness,
+            metrics=metrics,
+            access=access,
+            running=calls,
+            atropos_table=settings.atropos_table,
+        )
+        app.add_middleware(AccessMiddleware, access=access, open_metrics=settings.open_metrics, files=page_paths())
+        http_server = HttpServer(app, calls, certificates)
+        grpc_port = grpc_server.bind(settings.grpc_listen, certificates)
         http_port = http_server.bind(settings.http_listen)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         background = [
@@ -90,20 +125,20 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         ]
         tasks.create_task(http_server.serve())
         await grpc_server.start()
-        running = RunningServer(
+        addresses = RunningServer(
             grpc_address=_with_port(settings.grpc_listen, grpc_port),
             http_address=_with_port(settings.http_listen, http_port),
             redis_url=read_address(redis_url).shown,
         )
         if settings.ready_file:
-            _write_ready_file(settings.ready_file, running)
+            _write_ready_file(settings.ready_file, addresses)
         try:
-            yield running
+            yield addresses
         finally:
             readiness.start_draining()
             await grpc_server.refuse()
             wakeups.close()
-            await grpc_server.stop(settings.drain_s)
+            await asyncio.gather(grpc_server.stop(settings.drain_s), http_server.drain(settings.drain_s))
             http_server.stop()
             await _end(background)
 

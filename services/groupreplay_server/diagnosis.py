@@ -229,7 +229,7 @@ class _View:
     def holders(self) -> Iterator[Finding]:
         """Say which leases hold groups."""
         table = self.table
-        if table.leases:
+        if table.leases and self.vitals.leases:  # read one after the other: the last may just have ended
             shown = sorted(self.vitals.leases, key=lambda lease: lease.deadline_ms)[:_SHOWN]
             yield Finding(
                 severity=Severity.INFO,

@@ -41,6 +41,7 @@ def read_group(header: group_pb2.GroupHeader, payload: bytes | memoryview | None
         reward_std=reward_std,
         task=header.task,
         priority=_priority(header, reward_std, config.priority),
+        reward_mean=statistics.fmean(header.rewards),
         header=header.SerializeToString(),
         payload=payload if needed or config.keep_ineffective_payload else None,
     )

@@ -15,6 +15,11 @@ class Readiness:
         """Be ready no more."""
         self._draining = True
 
+    @property
+    def draining(self) -> bool:
+        """Whether no new calls are taken."""
+        return self._draining
+
     async def obstacle(self) -> str | None:
         """Return what is in the way, or None when ready."""
         if self._draining:

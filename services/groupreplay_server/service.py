@@ -18,6 +18,7 @@ from groupreplay_server.about import About
 from groupreplay_server.batches import Batches
 from groupreplay_server.diagnosis import diagnose
 from groupreplay_server.headers import read_group
+from groupreplay_server.history import Histories
 from groupreplay_server.janitor import Janitor
 from groupreplay_server.keeping import Keeping
 from groupreplay_server.limits import MAX_BATCH_SIZE, MAX_GROUP_IDS, MAX_WAIT_S, check_names, check_range
@@ -25,22 +26,28 @@ from groupreplay_server.listing import Listing
 from groupreplay_server.partial_groups import PartialGroups
 from groupreplay_server.store.records import LeasedBatch, LoggedStep, ReadGroup
 from groupreplay_server.store.redis_store import RedisStore
+from groupreplay_server.tokens import Tokens
 from groupreplay_server.wakeups import WakeUps
 
 MAX_LABEL = 256
 CONFIG_CACHE_S = 5.0
 """How long a table's configuration is used before it is read again; the scripts check their limits themselves."""
+ROOM_CHECK_S = 2.0
+"""How often an insert that waits for room looks by itself: nothing wakes it when another table frees a run's quota."""
 
 
 class ReplayService:
     """Everything the service does, over one store. Stateless but for caches: any replica serves any call."""
 
-    def __init__(self, store: RedisStore, wakeups: WakeUps, janitor: Janitor, about: About) -> None:
+    def __init__(self, store: RedisStore, wakeups: WakeUps, janitor: Janitor, about: About, tokens: Tokens) -> None:
         self.batches = Batches(store, wakeups, janitor)
         self.about = about
+        self.tokens = tokens
         self.listing = Listing(store.listing)
+        self.histories = Histories(store.history)
         self.keeping = Keeping(store, self.batches, janitor)
         self.partial_groups = PartialGroups(store, janitor, self.table_config)
+        self.atropos = store.atropos
         self._store = store
         self._wakeups = wakeups
         self._janitor = janitor
@@ -129,6 +136,27 @@ class ReplayService:
             )
             results |= {index: result for (index, _), result in zip(accepted, stored, strict=True)}
         return [results[index] for index in range(len(groups))], config.durability
+
+    async def insert_when_room(
+        self, run: str, table: str, groups: Sequence[AssembledGroup], *, timeout_s: float
+    ) -> list[InsertResult]:
+        """Store groups, for senders that cannot come again: what is refused for want of room waits until there is.
+
+        After timeout_s what is still refused is returned as insert does.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._wakeups.watch(check_names(run, table).topic) as watch:
+            watch.at_least = {"demand": 0, "config": 0}
+            results, _ = await self.insert(run, table, groups)
+            while (left_s := deadline - time.monotonic()) > 0:
+                waiting = [index for index, it in enumerate(results) if it.error is not None and it.error.retryable]
+                if not waiting:
+                    break
+                await watch.wait(min(left_s, ROOM_CHECK_S))
+                again, _ = await self.insert(run, table, [groups[index] for index in waiting])
+                for index, result in zip(waiting, again, strict=True):
+                    results[index] = result
+        return results
 
     async def locate_groups(self, run: str, table: str, group_ids: Sequence[str]) -> list[GroupState]:
         """Say where groups are."""

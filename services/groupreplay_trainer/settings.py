@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from groupreplay import TableConfig
+from groupreplay import Connection, TableConfig
 from groupreplay.groups import check_name
 from groupreplay_trainer.algorithms import ARMS, Algorithm, Arm
 from groupreplay_trainer.loss_config import LossConfig
@@ -23,7 +23,7 @@ from groupreplay_trainer.sections import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerSettings:
+class TrainerSettings(Connection):
     """What to train, on which batches, and where to keep it.
 
     Raises:
@@ -31,8 +31,6 @@ class TrainerSettings:
             that the service refuses.
     """
 
-    server: str = "127.0.0.1:50051"
-    """Address of the replay service, host:port."""
     run: str = "default"
     """Training run: its policy clock and its tables."""
     table: str = "rollouts"

@@ -80,7 +80,7 @@ def run_trainer(settings: TrainerSettings, *, stop: threading.Event) -> None:
         ranks.first(lambda: _enter(stack, folder))
         model = load_policy_model(settings.model.path, model_options(settings), ranks=ranks)
         reference = load_reference(settings, ranks)
-        client = stack.enter_context(Client(settings.server, timeout_s=settings.call_timeout_s))
+        client = stack.enter_context(Client(settings.server, timeout_s=settings.call_timeout_s, **settings.login()))
         watchers: list[StepWatcher] = []
         ranks.first(lambda: watchers.extend(stack.enter_context(open_watchers(settings))))
         Trainer(

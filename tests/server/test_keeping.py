@@ -46,7 +46,7 @@ def group(group_id: str) -> IncomingGroup:
     """Return a group as the store takes it."""
     return IncomingGroup(
         group_id=group_id, prompt_id=group_id, producer_id="", policy_version_min=0, policy_version_max=0,
-        reward_std=0.5, task="", priority=1.0, header=b"header", payload=b"payload",
+        reward_std=0.5, task="", priority=1.0, reward_mean=0.5, header=b"header", payload=b"payload",
     )  # fmt: skip
 
 

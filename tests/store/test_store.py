@@ -161,18 +161,18 @@ async def test_replay_skips_stale_and_repeated_groups_over_several_pages(store: 
 
 async def test_an_insert_whose_answer_was_lost_is_repeated_without_harm(store: StoreUser) -> None:
     """The connection sends the same call again: the group is inserted, and keeps the payload that this call wrote."""
-    record = ("a", b"header", 0, 0, 0.5, 7, "ref", "prompt", "", "", 1.0)
+    record = ("a", b"header", 0, 0, 0.5, 7, "ref", "prompt", "", "", 1.0, 0.5)
     store.redis.set(KEYS.payload("a/ref"), b"payload")
     assert await store.call("insert_groups", 1, record) == [b"INSERTED"]
     assert await store.call("insert_groups", 1, record) == [b"INSERTED"]
-    other = ("a", b"header", 0, 0, 0.5, 7, "other-ref", "prompt", "", "", 1.0)
+    other = ("a", b"header", 0, 0, 0.5, 7, "other-ref", "prompt", "", "", 1.0, 0.5)
     assert await store.call("insert_groups", 1, other) == [b"DUPLICATE"]
     assert (await store.describe()).counters == {"inserted": 1, "inserted_effective": 1, "duplicate": 1}
 
 
 async def test_a_group_that_left_is_remembered_for_a_day(store: StoreUser) -> None:
     """A retry within a day finds it; afterwards the id is free again, so that memory stays bounded."""
-    record = ("x", b"header", 0, 0, 0.0, 0, "", "prompt", "", "", 1.0)
+    record = ("x", b"header", 0, 0, 0.0, 0, "", "prompt", "", "", 1.0, 0.5)
     now = 10 * DAY_MS
     await store.call("insert_groups", now, record)
     taking: dict[str, Value] = {
@@ -314,11 +314,13 @@ async def test_more_expired_groups_than_one_call_clears_are_not_delivered(store:
         return await call_script(store.connection, script, brief.all(), shared | values, records)
 
     taking: dict[str, Value] = {"deadline_ms": now + DAY_MS, "holder": "", "wait_until_ms": now, "call_id": "c"}
-    groups = [(f"g{n:03}", b"h", 0, 0, 0.5, 0, "", f"p{n}", "", "", 1.0) for n in range(500)]
+    groups = [(f"g{n:03}", b"h", 0, 0, 0.5, 0, "", f"p{n}", "", "", 1.0, 0.5) for n in range(500)]
     await call("insert_groups", now, *groups)
     await call("take_batch", now, lease_id="one", batch_size=250, **taking)
     await call("commit_lease", now, lease_id="one", step=1)
-    await call("insert_groups", now + 900, *((f"x{n}", b"h", 0, 0, 0.5, 0, "", f"x{n}", "", "", 1.0) for n in range(2)))
+    await call(
+        "insert_groups", now + 900, *((f"x{n}", b"h", 0, 0, 0.5, 0, "", f"x{n}", "", "", 1.0, 0.5) for n in range(2))
+    )
     reply = await call("take_batch", now + 1000, lease_id="two", batch_size=2, **taking)
     assert [group[1] for group in reply[6]] == [b"x0", b"x1"]
     reply = await call("take_batch", now + 1001, lease_id="three", batch_size=1, **taking)

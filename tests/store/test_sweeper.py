@@ -45,7 +45,7 @@ def payload_keys(store: StoreUser) -> set[str]:
 
 def late_insert(group_id: str, payload_ref: str) -> tuple[Value, ...]:
     """Return a group as the insert script takes it."""
-    return (group_id, b"header", 0, 0, 0.5, 7, payload_ref, "prompt", "", "", 1.0)
+    return (group_id, b"header", 0, 0, 0.5, 7, payload_ref, "prompt", "", "", 1.0, 0.5)
 
 
 async def test_an_orphan_is_removed_after_the_grace_period_and_not_before(store: StoreUser) -> None:

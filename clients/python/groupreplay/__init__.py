@@ -2,6 +2,7 @@
 
 from groupreplay.async_client import AsyncClient
 from groupreplay.client import Client
+from groupreplay.connection import Connection
 from groupreplay.errors import (
     BatchNotReadyError,
     CallDeadlineExceededError,
@@ -15,6 +16,7 @@ from groupreplay.errors import (
     InvalidRequestError,
     LeaseExpiredError,
     PayloadLostError,
+    PermissionDeniedError,
     PolicyVersionConflictError,
     QuotaExceededError,
     RateLimitedError,
@@ -25,12 +27,16 @@ from groupreplay.errors import (
     StoreUnavailableError,
     TableExistsError,
     TableFullError,
+    TokenExistsError,
+    UnauthenticatedError,
     UnknownLeaseError,
     UnknownRunError,
     UnknownStepError,
     UnknownTableError,
+    UnknownTokenError,
 )
 from groupreplay.groups import FinishReason, Rollout, RolloutGroup
+from groupreplay.history import GroupDistribution, Histogram, StepSummary, TableHistory
 from groupreplay.merge import merge_groups
 from groupreplay.server_info import RedisServer, ServerInfo
 from groupreplay.snapshot_file import SnapshotFile, SnapshotFileError, SnapshotGroup
@@ -44,6 +50,7 @@ from groupreplay.table_config import (
     StalenessRule,
     TableConfig,
 )
+from groupreplay.tokens import NewToken, Scope, Token
 from groupreplay.types import (
     Admission,
     Batch,
@@ -83,6 +90,7 @@ __all__ = [
     "BatchOutline",
     "CallDeadlineExceededError",
     "Client",
+    "Connection",
     "DeliveredGroup",
     "Delivery",
     "Diagnosis",
@@ -93,6 +101,7 @@ __all__ = [
     "FinishReason",
     "FuturePolicyVersionError",
     "GroupClosedError",
+    "GroupDistribution",
     "GroupFeedback",
     "GroupOutline",
     "GroupPage",
@@ -100,6 +109,7 @@ __all__ = [
     "GroupSource",
     "GroupState",
     "GroupTooLargeError",
+    "Histogram",
     "InsertOutcome",
     "InsertResult",
     "InternalError",
@@ -109,7 +119,9 @@ __all__ = [
     "LeaseExpiredError",
     "Lineage",
     "ListedGroup",
+    "NewToken",
     "PayloadLostError",
+    "PermissionDeniedError",
     "Policy",
     "PolicyVersionConflictError",
     "PrioritySource",
@@ -127,6 +139,7 @@ __all__ = [
     "RolloutGroup",
     "RolloutPiece",
     "Sampler",
+    "Scope",
     "ServerInfo",
     "ServiceUnavailableError",
     "Severity",
@@ -137,15 +150,21 @@ __all__ = [
     "StalePolicyVersionError",
     "StalenessRule",
     "StepConflictError",
+    "StepSummary",
     "StoreUnavailableError",
     "StoredGroup",
     "Table",
     "TableConfig",
     "TableExistsError",
     "TableFullError",
+    "TableHistory",
+    "Token",
+    "TokenExistsError",
+    "UnauthenticatedError",
     "UnknownLeaseError",
     "UnknownRunError",
     "UnknownStepError",
     "UnknownTableError",
+    "UnknownTokenError",
     "merge_groups",
 ]

@@ -10,15 +10,18 @@ from typing import Any, Self, TypeVar
 import grpc
 import grpc.aio
 
-from groupreplay import convert, convert_diagnosis, convert_listing, convert_pieces, convert_tables
+from groupreplay import convert, convert_diagnosis, convert_history, convert_listing, convert_pieces, convert_tables
+from groupreplay.connection import Login, open_async_channel
 from groupreplay.errors import GroupReplayError, InternalError, QuotaExceededError
-from groupreplay.group_messages import GroupStub, Window, insert_request, insert_stream_requests
+from groupreplay.group_messages import Window, insert_request, insert_stream_requests
 from groupreplay.groups import RolloutGroup
+from groupreplay.history import TableHistory
 from groupreplay.parts import MESSAGE_BYTES, AssembledGroup, PartAssembler, pack_parts, split_group
 from groupreplay.retry import Attempts, error_from_rpc
 from groupreplay.server_info import ServerInfo
 from groupreplay.snapshot_file import Progress, SnapshotFile, SnapshotWriter
 from groupreplay.table_config import TableConfig
+from groupreplay.tokens import NewToken, Token, token_from_proto, token_to_proto
 from groupreplay.types import (
     Admission,
     Batch,
@@ -42,7 +45,6 @@ from groupreplay.types import (
 )
 from groupreplay.v1 import group_pb2
 from groupreplay.v1 import replay_service_pb2 as pb
-from groupreplay.v1.replay_service_pb2_grpc import ReplayServiceStub
 
 DEFAULT_TIMEOUT_S = 30.0
 TRANSFER_TIMEOUT_S = 3600.0
@@ -75,16 +77,39 @@ class AsyncClient:
             await client.insert(group, run="demo", table="train")
     """
 
-    def __init__(self, address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Prepare a connection to host:port or unix:path; timeout_s holds for each call that does not pass its own."""
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        token: str = "",
+        tls: bool = False,
+        ca_file: str | os.PathLike[str] | None = None,
+        cert_file: str | os.PathLike[str] | None = None,
+        key_file: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Prepare a connection to a service; files are read when it opens.
+
+        Args:
+            address: host:port or unix:path.
+            timeout_s: holds for each call that does not pass its own.
+            token: shown with every call, grt.NAME.SECRET. Without TLS whoever sees the traffic can take it.
+            tls: connect by TLS and trust the certificates that come with grpc.
+            ca_file: connect by TLS and trust these certificates (PEM).
+            cert_file, key_file: our own certificate and its key (PEM), where the service asks for one.
+
+        Raises:
+            InvalidRequestError: a cert_file without a key_file, or a token that cannot travel in a header.
+        """
         self._address = address
         self._timeout_s = timeout_s
+        self._login = Login(token=token, tls=tls, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
         self._channel: grpc.aio.Channel | None = None
 
     async def __aenter__(self) -> Self:
-        self._channel = grpc.aio.insecure_channel(self._address, options=_CHANNEL_OPTIONS)
-        self._stub = ReplayServiceStub(self._channel)
-        self._groups = GroupStub(self._channel)
+        self._channel = open_async_channel(self._address, self._login, _CHANNEL_OPTIONS)
+        self._stub = self._login.stub(self._channel)
+        self._groups = self._login.group_stub(self._channel)
         return self
 
     async def __aexit__(
@@ -599,6 +624,20 @@ class AsyncClient:
                 pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
             await asyncio.sleep(pause_s)
 
+    async def table_history(
+        self, *, run: str, table: str, after_step: int | None = None, limit: int = 1000
+    ) -> TableHistory:
+        """Say what the newest training steps were given, and how old and how important the groups are that wait.
+
+        The answer is a second old at most, and costs the service little however many ask.
+
+        Args:
+            after_step: only steps beyond this one; None = all that are remembered.
+            limit: the newest so many, 1 to 1000.
+        """
+        request = pb.GetTableHistoryRequest(run=run, table=table, after_step=after_step, limit=limit)
+        return convert_history.history_from_proto(await self._unary(self._stub.GetTableHistory, request))
+
     async def server_info(self) -> ServerInfo:
         """Say what the service runs on: its version and clock, and of its Redis what an operator may want to change."""
         return convert_listing.server_info_from_proto(
@@ -679,6 +718,35 @@ class AsyncClient:
         await self._restore(lambda: file.restore_question(*target), Attempts(self._timeout_s))
         response = await self._restore(lambda: file.restore_parts(*target, progress), Attempts(timeout_s))
         return convert_tables.table_from_proto(response.table)
+
+    # Tokens
+
+    async def create_token(self, new: NewToken) -> Token:
+        """Make a token known to the service, which keeps a hash of its secret only.
+
+            new = NewToken.generate(Token(name="generator-1", scope=Scope.PRODUCER, run="math"))
+            await client.create_token(new)  # then hand new.secret to the generator
+
+        Raises:
+            TokenExistsError: there is another token of this name.
+        """
+        request = pb.CreateTokenRequest(token=token_to_proto(new.token), secret_sha256=new.secret_sha256)
+        response: pb.CreateTokenResponse = await self._unary(self._stub.CreateToken, request)
+        return token_from_proto(response.token)
+
+    async def list_tokens(self) -> list[Token]:
+        """Return all tokens, by name, expired ones too."""
+        response: pb.ListTokensResponse = await self._unary(self._stub.ListTokens, pb.ListTokensRequest())
+        return [token_from_proto(token) for token in response.tokens]
+
+    async def revoke_token(self, name: str) -> Token:
+        """Take a token back; return what it was. Every server refuses it within five seconds.
+
+        Raises:
+            UnknownTokenError: there is none of this name.
+        """
+        response: pb.RevokeTokenResponse = await self._unary(self._stub.RevokeToken, pb.RevokeTokenRequest(name=name))
+        return token_from_proto(response.token)
 
     # How calls are made
 

@@ -17,6 +17,8 @@ class GroupReplayError(Exception):
     http_status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
     """Whether the same call may succeed later without anything being changed by the caller."""
+    retry_after_s: float | None = None
+    """When to call again, where the service knows."""
 
 
 class InternalError(GroupReplayError):
@@ -90,7 +92,7 @@ class QuotaExceededError(GroupReplayError):
 
 
 class RateLimitedError(GroupReplayError):
-    """The table's rate limit holds inserts back until more was sampled."""
+    """The table's rate limit holds inserts back until more was sampled, or the caller is over the service's limit."""
 
     reason = "RATE_LIMITED"
     grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -168,6 +170,38 @@ class GroupClosedError(GroupReplayError):
     reason = "GROUP_CLOSED"
     grpc_code = grpc.StatusCode.FAILED_PRECONDITION
     http_status = 409
+
+
+class UnauthenticatedError(GroupReplayError):
+    """The call carries no token, or one that is unknown, revoked or expired."""
+
+    reason = "UNAUTHENTICATED"
+    grpc_code = grpc.StatusCode.UNAUTHENTICATED
+    http_status = 401
+
+
+class PermissionDeniedError(GroupReplayError):
+    """The token is good, but its scope or its run does not allow the call."""
+
+    reason = "PERMISSION_DENIED"
+    grpc_code = grpc.StatusCode.PERMISSION_DENIED
+    http_status = 403
+
+
+class TokenExistsError(GroupReplayError):
+    """There is another token of this name."""
+
+    reason = "TOKEN_EXISTS"
+    grpc_code = grpc.StatusCode.ALREADY_EXISTS
+    http_status = 409
+
+
+class UnknownTokenError(GroupReplayError, LookupError):
+    """There is no token of this name."""
+
+    reason = "UNKNOWN_TOKEN"
+    grpc_code = grpc.StatusCode.NOT_FOUND
+    http_status = 404
 
 
 class PayloadLostError(GroupReplayError):

@@ -21,13 +21,29 @@ HEADER, DELIVERY, _PAYLOAD = b"\x0a", b"\x12", b"\x1a"  # GroupPart.header = 1, 
 _INSERTED = b"\x1a"  # InsertRequest.groups = 3, InsertStreamRequest.parts = 3
 _GROUP_PAYLOAD = b"\x12"  # RolloutGroup.payload = 2, beside .header = 1
 _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
-_LONGEST_VARINT = 10
+_LONGEST_VARINT, _LONGEST_TAG = 10, 5
+_DEEPEST_GROUP = 100  # the generated classes stop there too
+MAX_REQUEST_FIELDS = 65_536
+"""Of an InsertRequest or InsertStreamRequest, with those of its groups and parts. Python takes microseconds for each,
+and one message has room for two million."""
 # Tags as numbers; what the fields of each message are stands in the protocol.
 _FIELD_1, _FIELD_2, _FIELD_3 = (number << 3 | _BYTES for number in (1, 2, 3))
 _FLAG_4 = 4 << 3 | _VARINT
 _SERVICE = f"/{pb.DESCRIPTOR.services_by_name['ReplayService'].full_name}/"
 
 Window = Sequence[tuple[group_pb2.GroupHeader, bytes]]
+
+
+@dataclass(slots=True)
+class _Budget:
+    """Fields that are still read."""
+
+    fields_left: int
+
+    def spend(self) -> None:
+        self.fields_left -= 1
+        if self.fields_left < 0:
+            raise DecodeError(f"it has more than {MAX_REQUEST_FIELDS} fields; send fewer groups in one message")
 
 
 class MessagePacker:
@@ -89,6 +105,8 @@ class InsertMessage:
 
     run: str
     table: str
+    size_bytes: int
+    """As it came."""
     groups: Sequence[AssembledGroup] = ()
     """Of an InsertRequest."""
     parts: Sequence[Part] = ()
@@ -108,20 +126,22 @@ def read_insert_request(data: bytes) -> InsertMessage:
     """Read an InsertRequest.
 
     Raises:
-        DecodeError: it is none.
+        DecodeError: it is none, or has more than MAX_REQUEST_FIELDS.
     """
-    run, table, groups = _insert_fields(data)
-    return InsertMessage(run, table, groups=[_read_group(group) for group in groups])
+    budget = _Budget(MAX_REQUEST_FIELDS)
+    run, table, groups = _insert_fields(data, budget)
+    return InsertMessage(run, table, len(data), groups=[_read_group(group, budget) for group in groups])
 
 
 def read_insert_stream_request(data: bytes) -> InsertMessage:
     """Read an InsertStreamRequest.
 
     Raises:
-        DecodeError: it is none.
+        DecodeError: it is none, or has more than MAX_REQUEST_FIELDS.
     """
-    run, table, parts = _insert_fields(data)
-    return InsertMessage(run, table, parts=[_read_part(part) for part in parts])
+    budget = _Budget(MAX_REQUEST_FIELDS)
+    run, table, parts = _insert_fields(data, budget)
+    return InsertMessage(run, table, len(data), parts=[_read_part(part, budget) for part in parts])
 
 
 def read_batch_response(data: bytes) -> GroupsMessage:
@@ -170,10 +190,10 @@ class GroupStub:
         self.get_groups = streamed("GetGroups", pb.GetGroupsRequest, read_groups_response)
 
 
-def _insert_fields(data: bytes) -> tuple[str, str, list[memoryview]]:
+def _insert_fields(data: bytes, budget: _Budget) -> tuple[str, str, list[memoryview]]:
     run = table = ""
     groups = []
-    for tag, value in _fields(memoryview(data)):
+    for tag, value in _fields(memoryview(data), budget):
         if tag == _FIELD_1:
             run = _text(value)
         elif tag == _FIELD_2:
@@ -183,9 +203,9 @@ def _insert_fields(data: bytes) -> tuple[str, str, list[memoryview]]:
     return run, table, groups
 
 
-def _read_group(data: memoryview) -> AssembledGroup:
+def _read_group(data: memoryview, budget: _Budget) -> AssembledGroup:
     header, payload = b"", memoryview(b"")
-    for tag, value in _fields(data):
+    for tag, value in _fields(data, budget):
         if tag == _FIELD_1:
             header += value  # messages that come twice are merged, as the encoding wants it
         elif tag == _FIELD_2:
@@ -193,11 +213,11 @@ def _read_group(data: memoryview) -> AssembledGroup:
     return AssembledGroup(group_pb2.GroupHeader.FromString(header), payload or None)
 
 
-def _read_part(data: memoryview) -> Part:
+def _read_part(data: memoryview, budget: _Budget | None = None) -> Part:
     header: bytes | None = None
     delivery: bytes | None = None
     payload, header_only = memoryview(b""), False
-    for tag, value in _fields(data):
+    for tag, value in _fields(data, budget):
         if tag == _FIELD_1:
             header = (header or b"") + value
         elif tag == _FIELD_2:
@@ -205,7 +225,7 @@ def _read_part(data: memoryview) -> Part:
         elif tag == _FIELD_3:
             payload = value
         elif tag == _FLAG_4:
-            header_only = any(byte & 0x7F for byte in value)
+            header_only = _read_varint(value, 0)[0] % 2**64 != 0
     return Part(
         header=None if header is None else group_pb2.GroupHeader.FromString(header),
         delivery=None if delivery is None else group_pb2.Delivery.FromString(delivery),
@@ -221,7 +241,7 @@ def _text(value: memoryview) -> str:
         raise DecodeError(f"a name is not UTF-8: {error}") from None
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+def _fields(data: memoryview, budget: _Budget | None = None) -> Iterator[tuple[int, memoryview]]:
     """Yield tag and content of each field of a message, of a number its encoding; those inside of groups are left out.
 
     Whoever compares tags with those that it knows skips unknown fields, and fields of another type, as it should.
@@ -229,7 +249,9 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     position, end = 0, len(data)
     groups: list[int] = []
     while position < end:
-        tag, position = _read_varint(data, position)
+        if budget is not None:
+            budget.spend()
+        tag, position = _read_varint(data, position, _LONGEST_TAG)
         kind = tag & 7
         if not 8 <= tag < 2**32:
             raise DecodeError(f"field {tag >> 3} cannot be")
@@ -243,10 +265,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
             position += 8
         elif kind == _FIXED32:
             position += 4
-        elif kind == _GROUP:
-            groups.append(tag >> 3)
-        elif kind != _GROUP_END or not groups or groups.pop() != tag >> 3:
-            raise DecodeError(f"field {tag >> 3} has the wire type {kind}, which nothing began")
+        else:
+            _begin_or_end_group(groups, tag)
         if position > end:
             raise DecodeError(f"field {tag >> 3} ends {position - end} bytes behind its message")
         if not groups and kind != _GROUP_END:
@@ -255,10 +275,18 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
         raise DecodeError(f"the group of field {groups[-1]} does not end")
 
 
-def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
+def _begin_or_end_group(groups: list[int], tag: int) -> None:
+    number, kind = tag >> 3, tag & 7
+    if kind == _GROUP and len(groups) < _DEEPEST_GROUP:
+        groups.append(number)
+    elif kind != _GROUP_END or not groups or groups.pop() != number:
+        raise DecodeError(f"field {number} has the wire type {kind}, out of place")
+
+
+def _read_varint(data: memoryview, position: int, longest: int = _LONGEST_VARINT) -> tuple[int, int]:
     value = 0
-    for shift, byte in enumerate(data[position : position + _LONGEST_VARINT]):
+    for shift, byte in enumerate(data[position : position + longest]):
         value |= (byte & 0x7F) << 7 * shift
         if byte < 0x80:
             return value, position + shift + 1
-    raise DecodeError("the message ends within a number, or the number has more than 64 bits")
+    raise DecodeError("the message ends within a number, or the number is too long")

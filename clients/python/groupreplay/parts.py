@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from groupreplay.errors import GroupTooLargeError, InvalidGroupError, InvalidRequestError
+from groupreplay.errors import GroupReplayError, GroupTooLargeError, InvalidGroupError, InvalidRequestError
 from groupreplay.v1 import group_pb2, replay_service_pb2
 
 MESSAGE_BYTES = 2 * 2**20
@@ -66,8 +66,8 @@ class AssembledGroup:
     """None = the sender left it out on purpose."""
     delivery: group_pb2.Delivery | None = None
     """On delivery only."""
-    error: GroupTooLargeError | None = None
-    """Set when the payload was above the limit and has been thrown away."""
+    error: GroupReplayError | None = None
+    """Why it is refused: its payload was above the limit, and has been thrown away, or it contradicts itself."""
 
 
 class PartAssembler:

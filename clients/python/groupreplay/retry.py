@@ -21,6 +21,7 @@ SHORTEST_ATTEMPT_S = 0.25
 """An attempt that had less would end in a timeout of its own, and hide why those before it failed: the service answers
 0.1 s before the deadline that Redis was slow, whatever it was waiting for."""
 REASON_METADATA = "groupreplay-reason"
+RETRY_AFTER_METADATA = "groupreplay-retry-after-ms"
 
 # A connection that breaks in the middle of a call ends it with one of these, depending on what was under way.
 _BROKEN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN})
@@ -55,7 +56,7 @@ class Attempts:
         """Return the pause of pause_after, or None where that raises."""
         longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._failures, 16))
         self._failures += 1
-        pause_s = longest * random.uniform(0.5, 1.0)
+        pause_s = longest * random.uniform(0.5, 1.0) + (error.retry_after_s or 0)
         late = self._deadline is not None and time.monotonic() + pause_s + SHORTEST_ATTEMPT_S >= self._deadline
         return None if late or not error.retryable else pause_s
 
@@ -68,9 +69,12 @@ def error_from_rpc(error: grpc.RpcError, address: str) -> GroupReplayError:
     """Return the typed error of a failed RPC; the service names its reason in the trailing metadata."""
     call = cast(grpc.Call, error)  # what both grpc and grpc.aio raise
     details = call.details() or ""
-    for key, value in call.trailing_metadata() or ():
-        if key == REASON_METADATA:
-            return error_from_reason(str(value), details)
+    metadata = {key: str(value) for key, value in call.trailing_metadata() or ()}
+    if REASON_METADATA in metadata:
+        known = error_from_reason(metadata[REASON_METADATA], details)
+        if metadata.get(RETRY_AFTER_METADATA, "").isdecimal():
+            known.retry_after_s = int(metadata[RETRY_AFTER_METADATA]) / 1000
+        return known
     code = call.code()
     if code in _BROKEN or details == _BROKEN_WHILE_SENDING:
         return ServiceUnavailableError(f"no answer from {address} ({details}); see that the service runs there")

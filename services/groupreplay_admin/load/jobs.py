@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from groupreplay import AsyncClient, BatchNotReadyError, GroupFeedback, RolloutGroup
 from groupreplay.convert import group_to_wire
@@ -34,6 +34,12 @@ class Where:
     server: str
     run: str
     table: str
+    login: dict[str, Any] = field(default_factory=dict, repr=False)
+    """As Connection.login() has it."""
+
+    def client(self, timeout_s: float) -> AsyncClient:
+        """Return a client of the service, not yet open."""
+        return AsyncClient(self.server, timeout_s=timeout_s, **self.login)
 
     @property
     def name(self) -> TableName:
@@ -94,7 +100,7 @@ class InsertEach(_InsertJob):
         """Insert until time is up."""
         latencies: list[float] = []
         moved = 0
-        async with AsyncClient(self.where.server, timeout_s=self.timeout_s) as client:
+        async with self.where.client(self.timeout_s) as client:
             await client.describe_table(**self.where.name)  # connects
             groups = self.groups()
             group: RolloutGroup | None = await anext(groups)
@@ -122,7 +128,7 @@ class InsertAtRate(_InsertJob):
         latencies: list[float] = []
         supply = self._supply()
         total = max(1, int(self.seconds * self.per_s))
-        async with AsyncClient(self.where.server, timeout_s=self.timeout_s) as client:
+        async with self.where.client(self.timeout_s) as client:
             await client.describe_table(**self.where.name)
 
             async def insert(group: RolloutGroup, due: float) -> int:
@@ -159,7 +165,7 @@ class InsertStream(_InsertJob):
                 yield group
                 group = await anext(source, None)
 
-        async with AsyncClient(self.where.server, timeout_s=self.timeout_s) as client:
+        async with self.where.client(self.timeout_s) as client:
             await client.describe_table(**self.where.name)
             source = self.groups()
             first = await anext(source)
@@ -193,7 +199,7 @@ class Draw(_TableJob):
         latencies: list[float] = []
         groups = moved = 0
         steps = count(time.time_ns() // 1000 + self.number * _STEPS_EACH)
-        async with AsyncClient(self.where.server, timeout_s=self.timeout_s) as client:
+        async with self.where.client(self.timeout_s) as client:
             await client.describe_table(**self.where.name)
             await go()
             started = ended = time.perf_counter()

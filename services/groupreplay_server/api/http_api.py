@@ -1,23 +1,64 @@
-"""The HTTP front door: health, readiness and metrics."""
+"""The HTTP front door: REST, the page, the Atropos API, health, readiness and metrics."""
 
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 
 import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
 
 from groupreplay.errors import GroupReplayError
+from groupreplay_server.access import Access
+from groupreplay_server.api import rest
+from groupreplay_server.api.atropos import include_atropos
 from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.api.operations import Operations
+from groupreplay_server.api.rest.paths import WholeNames
+from groupreplay_server.api.rest.problems import error_problem, http_problem
+from groupreplay_server.api.rest.router import make_router
+from groupreplay_server.api.running import CountCalls, RunningCalls
+from groupreplay_server.certificates import Certificates
 from groupreplay_server.readiness import Readiness
 from groupreplay_server.service import ReplayService
+from groupreplay_server.ui import page
+
+_LAST_SECOND = 1
+"""Seconds for an answer that is on its way when the server stops."""
 
 
-def make_app(service: ReplayService, readiness: Readiness, metrics: Metrics) -> FastAPI:
-    """Return the ASGI application."""
-    app = FastAPI(title="groupreplay", docs_url=None, redoc_url=None, openapi_url=None)
+def make_app(
+    *,
+    service: ReplayService,
+    operations: Operations,
+    readiness: Readiness,
+    metrics: Metrics,
+    access: Access,
+    running: RunningCalls,
+    atropos_table: str = "",
+) -> FastAPI:
+    """Return the ASGI application.
+
+    Raises:
+        OSError: atropos_table is not RUN/TABLE.
+    """
+    app = FastAPI(title="groupreplay", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.add_exception_handler(HTTPException, http_problem)
+    app.add_exception_handler(GroupReplayError, error_problem)
+    app.add_middleware(WholeNames)
+    app.add_middleware(CountCalls, running=running)
+    app.include_router(make_router(operations, readiness, metrics, access))
+    app.include_router(page.make_router())
+
+    document = resources.files(rest).joinpath("openapi.json").read_bytes()
+
+    @app.get("/openapi.json")
+    async def openapi() -> Response:
+        """What the REST door takes and answers."""
+        return Response(document, media_type="application/json")
 
     @app.get("/healthz")
     async def healthz() -> PlainTextResponse:
@@ -39,14 +80,21 @@ def make_app(service: ReplayService, readiness: Readiness, metrics: Metrics) -> 
             tables = []
         return Response(metrics.exposition(tables), media_type=CONTENT_TYPE_LATEST)
 
+    include_atropos(app, service, metrics, access, at_root=atropos_table)
     return app
 
 
 class HttpServer:
     """uvicorn on a socket that is bound before the service says it is ready; signals are left to the service."""
 
-    def __init__(self, app: FastAPI) -> None:
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+    def __init__(self, app: FastAPI, running: RunningCalls, certificates: Certificates | None = None) -> None:
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_LAST_SECOND
+        )
+        if certificates is not None:
+            config.load()
+            config.ssl = certificates.http_context()
+        self._running = running
         self._server = _QuietServer(config)
         self._socket: socket.socket | None = None
 
@@ -68,8 +116,12 @@ class HttpServer:
         assert self._socket is not None
         await self._server.serve(sockets=[self._socket])
 
+    async def drain(self, grace_s: float) -> None:
+        """Let running calls end within grace_s; health and readiness are still answered."""
+        await self._running.none_left(grace_s)
+
     def stop(self) -> None:
-        """End serve()."""
+        """End serve(), and cut the calls that still run."""
         self._server.should_exit = True
 
 

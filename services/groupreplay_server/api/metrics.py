@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.requests import ClientDisconnect
 
 from groupreplay.errors import GroupReplayError
 from groupreplay.types import Table
@@ -56,6 +57,9 @@ class Metrics:
             yield
         except GroupReplayError as error:
             reason = error.reason
+            raise
+        except ClientDisconnect:
+            reason = "CANCELLED"
             raise
         except BaseException as error:
             reason = "CANCELLED" if not isinstance(error, Exception) else "INTERNAL"

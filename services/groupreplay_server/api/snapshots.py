@@ -1,5 +1,6 @@
 """Snapshots as messages: SnapshotPart (replay_service.proto) out and in. Headers and payloads pass through as bytes."""
 
+import math
 from collections.abc import AsyncIterator
 
 from groupreplay import convert, convert_tables
@@ -42,6 +43,7 @@ def _first_fields(group: KeptGroup) -> bytes:
     entry = pb.SnapshotEntry(
         place=convert.STATES[group.place],
         feedback=convert.feedback_to_proto(group.feedback),
+        reward_mean=group.reward_mean,
         **{name: getattr(group, name) for name in _ENTRY_FIELDS},
     ).SerializeToString()
     return _ENTRY + varint(len(entry)) + entry + _HEADER + varint(len(group.header)) + group.header
@@ -94,5 +96,6 @@ def _kept_group(entry: pb.SnapshotEntry, header: bytes, kept: KeptTable) -> Kept
         header=header,
         payload_ref="",
         feedback=convert.feedback_from_proto(entry.feedback),
+        reward_mean=entry.reward_mean if entry.HasField("reward_mean") and math.isfinite(entry.reward_mean) else None,
         **{name: getattr(entry, name) for name in _ENTRY_FIELDS},
     )

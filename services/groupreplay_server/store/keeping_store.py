@@ -37,6 +37,8 @@ class KeptGroup:
     in_leases: int
     """How many of times_sampled are in live leases."""
     redeliveries: int
+    reward_mean: float | None
+    """None = inserted before it was kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +221,7 @@ def _kept_group(reply: Sequence[Any]) -> KeptGroup:
         times_sampled=reply[16],
         in_leases=reply[17],
         redeliveries=reply[18],
+        reward_mean=float(reply[19]) if reply[19] else None,
     )
 
 
@@ -243,6 +246,7 @@ def _restore_record(group: KeptGroup, payload_ref: str) -> tuple[Value, ...]:
         *("" if value is None else repr(value) for value in feedback),
         group.times_sampled - group.in_leases,
         group.redeliveries + was_leased,
+        "" if group.reward_mean is None else group.reward_mean,
     )
 
 

@@ -15,6 +15,8 @@ SWEEPER = f"{PREFIX}:sweeper"
 """string: the server that sweeps orphans, with an expiry"""
 RESTORES = f"{PREFIX}:restores"
 """set of `run/table` that are being restored"""
+TOKENS = f"{PREFIX}:tokens"
+"""hash: name of a token -> JSON of what it allows and the SHA-256 of its secret"""
 PAYLOADS = f"{PREFIX}:payload:"
 """what every payload key begins with"""
 WAKE_CHANNEL = f"{PREFIX}:wake"
@@ -27,7 +29,9 @@ _TABLE_KEYS = (
     "steps", "seen", "waiting", "admitted", "garbage",
     "lineage", "logged", "producers", "holds",
     "opened", "pieces", "closing", "closed", "closed_at",
+    "history",
 )  # fmt: skip
+_ATROPOS = "atropos"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,11 @@ class TableKeys:
         """Return the keys in the order in which the scripts declare them."""
         return _all_keys(self.run, self.table)
 
+    @property
+    def atropos(self) -> str:
+        """hash: what the Atropos API remembers of its trainer and environments (atropos_store.py); no script's"""
+        return self.key(_ATROPOS)
+
     def payload(self, member: str) -> str:
         """Return the key of a payload; member = group_id/payload_ref, as the garbage set has it."""
         return f"{PAYLOADS}{self.run}/{self.table}/{member}"
@@ -105,7 +114,7 @@ def payload_parts(key: str) -> tuple[str, str, str, str]:
 
 def is_declared(key: str) -> bool:
     """Return whether key is one that this module can make."""
-    if key in {RUNS, SWEEPER, RESTORES}:
+    if key in {RUNS, SWEEPER, RESTORES, TOKENS}:
         return True
     head, _, rest = key.partition(":")
     if head != PREFIX:
@@ -116,4 +125,4 @@ def is_declared(key: str) -> bool:
     tagged = parts[0].startswith("{") and parts[0].endswith("}")
     if len(parts) == 2:
         return tagged and parts[1] in _RUN_KEYS
-    return tagged and len(parts) == 3 and parts[2] in _TABLE_KEYS
+    return tagged and len(parts) == 3 and parts[2] in {*_TABLE_KEYS, _ATROPOS}

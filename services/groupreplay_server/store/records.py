@@ -20,6 +20,7 @@ class IncomingGroup:
     task: str
     priority: float
     """What the table's PrioritySource says, until a caller sets another."""
+    reward_mean: float
     header: bytes
     payload: bytes | memoryview | None
     """None = not stored: the table will never deliver it."""

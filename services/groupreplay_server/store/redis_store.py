@@ -18,6 +18,7 @@ from groupreplay.groups import now_ms
 from groupreplay.server_info import RedisServer
 from groupreplay.table_config import Durability, TableConfig
 from groupreplay.types import GroupFeedback, GroupSource, GroupState, InsertOutcome, InsertResult, Table
+from groupreplay_server.store.atropos_store import AtroposStore
 from groupreplay_server.store.backend import Backend
 from groupreplay_server.store.connection import text, translated_errors
 from groupreplay_server.store.fields import (
@@ -29,6 +30,7 @@ from groupreplay_server.store.fields import (
     table_from_reply,
     vitals_from_reply,
 )
+from groupreplay_server.store.history_store import HistoryStore
 from groupreplay_server.store.keeping_store import KeepingStore, KeptGroup
 from groupreplay_server.store.keys import RUNS, RunKeys, TableKeys
 from groupreplay_server.store.listing_store import ListingStore
@@ -70,7 +72,9 @@ class RedisStore:
         self.policies = PolicyStore(redis, clock)
         self.keeping = KeepingStore(redis, self._shared)
         self.listing = ListingStore(redis, self._shared)
+        self.history = HistoryStore(redis, self._shared)
         self.pieces = PieceStore(redis, clock, new_seed)
+        self.atropos = AtroposStore(redis)
 
     async def ping(self) -> None:
         """Raise StoreUnavailableError unless Redis answers."""
@@ -420,6 +424,7 @@ def _insert_record(group: IncomingGroup, payload_ref: str) -> tuple[str | bytes 
         group.producer_id,
         group.task,
         group.priority,
+        group.reward_mean,
     )
 
 

@@ -68,11 +68,21 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     QUOTA_EXCEEDED: _ErrorReason.ValueType  # 22
     """The run's tables hold as much as its quota allows. Retryable."""
     RATE_LIMITED: _ErrorReason.ValueType  # 23
-    """The table's rate limit holds inserts back until more was sampled. Retryable."""
+    """The table's rate limit holds inserts back until more was sampled, or the caller is over the service's own limit of
+    calls or bytes. Retryable; `groupreplay-retry-after-ms` of the trailing metadata says when, where that is known.
+    """
     UNKNOWN_STEP: _ErrorReason.ValueType  # 24
     """The table's lineage has no such training step (any more)."""
     GROUP_CLOSED: _ErrorReason.ValueType  # 25
     """The partial group closed without this piece: it was complete, or its time was over."""
+    UNAUTHENTICATED: _ErrorReason.ValueType  # 26
+    """The call carries no token, or one that is unknown, revoked or expired."""
+    PERMISSION_DENIED: _ErrorReason.ValueType  # 27
+    """The token is good, but its scope or its run does not allow the call."""
+    TOKEN_EXISTS: _ErrorReason.ValueType  # 28
+    """There is another token of this name."""
+    UNKNOWN_TOKEN: _ErrorReason.ValueType  # 29
+    """There is no token of this name."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. Sent by name in the trailing metadata key
@@ -126,9 +136,19 @@ DURABILITY_NOT_REACHED: ErrorReason.ValueType  # 21
 QUOTA_EXCEEDED: ErrorReason.ValueType  # 22
 """The run's tables hold as much as its quota allows. Retryable."""
 RATE_LIMITED: ErrorReason.ValueType  # 23
-"""The table's rate limit holds inserts back until more was sampled. Retryable."""
+"""The table's rate limit holds inserts back until more was sampled, or the caller is over the service's own limit of
+calls or bytes. Retryable; `groupreplay-retry-after-ms` of the trailing metadata says when, where that is known.
+"""
 UNKNOWN_STEP: ErrorReason.ValueType  # 24
 """The table's lineage has no such training step (any more)."""
 GROUP_CLOSED: ErrorReason.ValueType  # 25
 """The partial group closed without this piece: it was complete, or its time was over."""
+UNAUTHENTICATED: ErrorReason.ValueType  # 26
+"""The call carries no token, or one that is unknown, revoked or expired."""
+PERMISSION_DENIED: ErrorReason.ValueType  # 27
+"""The token is good, but its scope or its run does not allow the call."""
+TOKEN_EXISTS: ErrorReason.ValueType  # 28
+"""There is another token of this name."""
+UNKNOWN_TOKEN: ErrorReason.ValueType  # 29
+"""There is no token of this name."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -123,6 +123,32 @@ DEAD: ProducerHealth.ValueType  # 3
 """Nothing was heard of it for three beats."""
 Global___ProducerHealth: _TypeAlias = ProducerHealth  # noqa: Y015
 
+class _Scope:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Scope.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCOPE_UNSPECIFIED: _Scope.ValueType  # 0
+    PRODUCER: _Scope.ValueType  # 1
+    """To insert groups, ask for admission and beat; and to look at tables and the policy clock."""
+    CONSUMER: _Scope.ValueType  # 2
+    """To take batches and end them, make tables, publish policies and read groups."""
+    ADMIN: _Scope.ValueType  # 3
+    """Everything."""
+
+class Scope(_Scope, metaclass=_ScopeEnumTypeWrapper):
+    """What a token allows. Admin allows everything."""
+
+SCOPE_UNSPECIFIED: Scope.ValueType  # 0
+PRODUCER: Scope.ValueType  # 1
+"""To insert groups, ask for admission and beat; and to look at tables and the policy clock."""
+CONSUMER: Scope.ValueType  # 2
+"""To take batches and end them, make tables, publish policies and read groups."""
+ADMIN: Scope.ValueType  # 3
+"""Everything."""
+Global___Scope: _TypeAlias = Scope  # noqa: Y015
+
 @_typing.final
 class InsertRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -995,6 +1021,240 @@ class ReplayStepRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReplayStepRequest: _TypeAlias = ReplayStepRequest  # noqa: Y015
+
+@_typing.final
+class GetTableHistoryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    AFTER_STEP_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    table: _builtins.str
+    after_step: _builtins.int
+    """Only steps beyond this one. [all]"""
+    limit: _builtins.int
+    """The newest so many, 1 to 1000 [1000]."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        table: _builtins.str = ...,
+        after_step: _builtins.int | None = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_step", b"_after_step", "after_step", b"after_step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_step", b"_after_step", "after_step", b"after_step", "limit", b"limit", "run", b"run", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after_step: _TypeAlias = _typing.Literal["after_step"]  # noqa: Y015
+    _WhichOneofArgType__after_step: _TypeAlias = _typing.Literal["_after_step", b"_after_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after_step) -> _WhichOneofReturnType__after_step | None: ...
+
+Global___GetTableHistoryRequest: _TypeAlias = GetTableHistoryRequest  # noqa: Y015
+
+@_typing.final
+class GetTableHistoryResponse(_message.Message):
+    """As it was a second ago at most."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    NEWEST_STEP_FIELD_NUMBER: _builtins.int
+    STEPS_UNDONE_FIELD_NUMBER: _builtins.int
+    TAKEN_AT_MS_FIELD_NUMBER: _builtins.int
+    FRESH_FIELD_NUMBER: _builtins.int
+    REPLAY_FIELD_NUMBER: _builtins.int
+    newest_step: _builtins.int
+    """The newest step that is remembered; absent = there is none."""
+    steps_undone: _builtins.int
+    """How often steps were undone, by a rewind or a reset. Whoever keeps steps starts again when it has changed."""
+    taken_at_ms: _builtins.int
+    """When it was read, milliseconds since the Unix epoch."""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepSummary]:
+        """In ascending order."""
+
+    @_builtins.property
+    def fresh(self) -> Global___GroupDistribution:
+        """The groups that wait for NextBatch, and those that wait to be used again."""
+
+    @_builtins.property
+    def replay(self) -> Global___GroupDistribution: ...
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[Global___StepSummary] | None = ...,
+        newest_step: _builtins.int | None = ...,
+        steps_undone: _builtins.int = ...,
+        taken_at_ms: _builtins.int = ...,
+        fresh: Global___GroupDistribution | None = ...,
+        replay: Global___GroupDistribution | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_newest_step", b"_newest_step", "fresh", b"fresh", "newest_step", b"newest_step", "replay", b"replay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_newest_step", b"_newest_step", "fresh", b"fresh", "newest_step", b"newest_step", "replay", b"replay", "steps", b"steps", "steps_undone", b"steps_undone", "taken_at_ms", b"taken_at_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__newest_step: _TypeAlias = _typing.Literal["newest_step"]  # noqa: Y015
+    _WhichOneofArgType__newest_step: _TypeAlias = _typing.Literal["_newest_step", b"_newest_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__newest_step) -> _WhichOneofReturnType__newest_step | None: ...
+
+Global___GetTableHistoryResponse: _TypeAlias = GetTableHistoryResponse  # noqa: Y015
+
+@_typing.final
+class StepSummary(_message.Message):
+    """What a committed training step was given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    COMMITTED_AT_MS_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    FRESH_FIELD_NUMBER: _builtins.int
+    FRESH_EFFECTIVE_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    REFILLED_FIELD_NUMBER: _builtins.int
+    SHORTFALL_FIELD_NUMBER: _builtins.int
+    STALENESS_MEAN_FIELD_NUMBER: _builtins.int
+    STALENESS_MAX_FIELD_NUMBER: _builtins.int
+    REWARD_MEAN_FIELD_NUMBER: _builtins.int
+    REPLAY_REWARD_MEAN_FIELD_NUMBER: _builtins.int
+    KL_MEAN_FIELD_NUMBER: _builtins.int
+    ESS_MEAN_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    committed_at_ms: _builtins.int
+    """Milliseconds since the Unix epoch."""
+    policy_version: _builtins.int
+    """The run's policy clock at the draw."""
+    batch_size: _builtins.int
+    """Slots asked for."""
+    fresh: _builtins.int
+    """Fresh groups consumed, and how many of them are effective."""
+    fresh_effective: _builtins.int
+    groups: _builtins.int
+    """Groups delivered, and how many of them from replay."""
+    refilled: _builtins.int
+    shortfall: _builtins.int
+    """batch_size - groups: slots that stayed empty."""
+    staleness_mean: _builtins.float
+    """Policy versions that the groups delivered were behind at the draw: mean (absent = there were none), and largest."""
+    staleness_max: _builtins.int
+    reward_mean: _builtins.float
+    """Mean reward of the fresh groups consumed, and of those delivered from replay; absent = there were none, or they
+    were inserted before the service kept it.
+    """
+    replay_reward_mean: _builtins.float
+    kl_mean: _builtins.float
+    """Means over the feedback of the commit; absent = none came."""
+    ess_mean: _builtins.float
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        committed_at_ms: _builtins.int = ...,
+        policy_version: _builtins.int = ...,
+        batch_size: _builtins.int = ...,
+        fresh: _builtins.int = ...,
+        fresh_effective: _builtins.int = ...,
+        groups: _builtins.int = ...,
+        refilled: _builtins.int = ...,
+        shortfall: _builtins.int = ...,
+        staleness_mean: _builtins.float | None = ...,
+        staleness_max: _builtins.int = ...,
+        reward_mean: _builtins.float | None = ...,
+        replay_reward_mean: _builtins.float | None = ...,
+        kl_mean: _builtins.float | None = ...,
+        ess_mean: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ess_mean", b"_ess_mean", "_kl_mean", b"_kl_mean", "_replay_reward_mean", b"_replay_reward_mean", "_reward_mean", b"_reward_mean", "_staleness_mean", b"_staleness_mean", "ess_mean", b"ess_mean", "kl_mean", b"kl_mean", "replay_reward_mean", b"replay_reward_mean", "reward_mean", b"reward_mean", "staleness_mean", b"staleness_mean"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ess_mean", b"_ess_mean", "_kl_mean", b"_kl_mean", "_replay_reward_mean", b"_replay_reward_mean", "_reward_mean", b"_reward_mean", "_staleness_mean", b"_staleness_mean", "batch_size", b"batch_size", "committed_at_ms", b"committed_at_ms", "ess_mean", b"ess_mean", "fresh", b"fresh", "fresh_effective", b"fresh_effective", "groups", b"groups", "kl_mean", b"kl_mean", "policy_version", b"policy_version", "refilled", b"refilled", "replay_reward_mean", b"replay_reward_mean", "reward_mean", b"reward_mean", "shortfall", b"shortfall", "staleness_max", b"staleness_max", "staleness_mean", b"staleness_mean", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ess_mean: _TypeAlias = _typing.Literal["ess_mean"]  # noqa: Y015
+    _WhichOneofArgType__ess_mean: _TypeAlias = _typing.Literal["_ess_mean", b"_ess_mean"]  # noqa: Y015
+    _WhichOneofReturnType__kl_mean: _TypeAlias = _typing.Literal["kl_mean"]  # noqa: Y015
+    _WhichOneofArgType__kl_mean: _TypeAlias = _typing.Literal["_kl_mean", b"_kl_mean"]  # noqa: Y015
+    _WhichOneofReturnType__replay_reward_mean: _TypeAlias = _typing.Literal["replay_reward_mean"]  # noqa: Y015
+    _WhichOneofArgType__replay_reward_mean: _TypeAlias = _typing.Literal["_replay_reward_mean", b"_replay_reward_mean"]  # noqa: Y015
+    _WhichOneofReturnType__reward_mean: _TypeAlias = _typing.Literal["reward_mean"]  # noqa: Y015
+    _WhichOneofArgType__reward_mean: _TypeAlias = _typing.Literal["_reward_mean", b"_reward_mean"]  # noqa: Y015
+    _WhichOneofReturnType__staleness_mean: _TypeAlias = _typing.Literal["staleness_mean"]  # noqa: Y015
+    _WhichOneofArgType__staleness_mean: _TypeAlias = _typing.Literal["_staleness_mean", b"_staleness_mean"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ess_mean) -> _WhichOneofReturnType__ess_mean | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kl_mean) -> _WhichOneofReturnType__kl_mean | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__replay_reward_mean) -> _WhichOneofReturnType__replay_reward_mean | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reward_mean) -> _WhichOneofReturnType__reward_mean | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__staleness_mean) -> _WhichOneofReturnType__staleness_mean | None: ...
+
+Global___StepSummary: _TypeAlias = StepSummary  # noqa: Y015
+
+@_typing.final
+class GroupDistribution(_message.Message):
+    """How staleness and priority are distributed over the groups of a place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    LOOKED_AT_FIELD_NUMBER: _builtins.int
+    STALENESS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    groups: _builtins.int
+    looked_at: _builtins.int
+    """Of these: all, or every n-th in their order."""
+    @_builtins.property
+    def staleness(self) -> Global___Histogram: ...
+    @_builtins.property
+    def priority(self) -> Global___Histogram: ...
+    def __init__(
+        self,
+        *,
+        groups: _builtins.int = ...,
+        looked_at: _builtins.int = ...,
+        staleness: Global___Histogram | None = ...,
+        priority: Global___Histogram | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["priority", b"priority", "staleness", b"staleness"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "looked_at", b"looked_at", "priority", b"priority", "staleness", b"staleness"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupDistribution: _TypeAlias = GroupDistribution  # noqa: Y015
+
+@_typing.final
+class Histogram(_message.Message):
+    """counts[i] values lie in edges[i] (included) to edges[i + 1] (excluded, but for the last). Empty = there are no values.
+    Fresh and replay groups have the same edges.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EDGES_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def edges(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        edges: _abc.Iterable[_builtins.float] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "edges", b"edges"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Histogram: _TypeAlias = Histogram  # noqa: Y015
 
 @_typing.final
 class BeatRequest(_message.Message):
@@ -2333,6 +2593,7 @@ class SnapshotEntry(_message.Message):
     TIMES_SAMPLED_FIELD_NUMBER: _builtins.int
     IN_LEASES_FIELD_NUMBER: _builtins.int
     REDELIVERIES_FIELD_NUMBER: _builtins.int
+    REWARD_MEAN_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     place: _table_pb2.GroupState.ValueType
     """GROUP_FRESH, GROUP_LEASED (fresh groups in a live lease; restored as fresh), or GROUP_REPLAY."""
@@ -2355,6 +2616,8 @@ class SnapshotEntry(_message.Message):
     in_leases: _builtins.int
     redeliveries: _builtins.int
     """Times it was handed out and came back uncommitted."""
+    reward_mean: _builtins.float
+    """Mean of its rewards; absent = inserted before the service kept it."""
     @_builtins.property
     def feedback(self) -> _table_pb2.GroupFeedback:
         """What callers found out about it."""
@@ -2377,12 +2640,15 @@ class SnapshotEntry(_message.Message):
         times_sampled: _builtins.int = ...,
         in_leases: _builtins.int = ...,
         redeliveries: _builtins.int = ...,
+        reward_mean: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["feedback", b"feedback"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reward_mean", b"_reward_mean", "feedback", b"feedback", "reward_mean", b"reward_mean"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective", b"effective", "feedback", b"feedback", "group_id", b"group_id", "in_leases", b"in_leases", "inserted_ms", b"inserted_ms", "payload_bytes", b"payload_bytes", "place", b"place", "policy_version_max", b"policy_version_max", "policy_version_min", b"policy_version_min", "priority", b"priority", "prompt_id", b"prompt_id", "redeliveries", b"redeliveries", "sequence", b"sequence", "task", b"task", "times_sampled", b"times_sampled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reward_mean", b"_reward_mean", "effective", b"effective", "feedback", b"feedback", "group_id", b"group_id", "in_leases", b"in_leases", "inserted_ms", b"inserted_ms", "payload_bytes", b"payload_bytes", "place", b"place", "policy_version_max", b"policy_version_max", "policy_version_min", b"policy_version_min", "priority", b"priority", "prompt_id", b"prompt_id", "redeliveries", b"redeliveries", "reward_mean", b"reward_mean", "sequence", b"sequence", "task", b"task", "times_sampled", b"times_sampled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__reward_mean: _TypeAlias = _typing.Literal["reward_mean"]  # noqa: Y015
+    _WhichOneofArgType__reward_mean: _TypeAlias = _typing.Literal["_reward_mean", b"_reward_mean"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reward_mean) -> _WhichOneofReturnType__reward_mean | None: ...
 
 Global___SnapshotEntry: _TypeAlias = SnapshotEntry  # noqa: Y015
 
@@ -2576,3 +2842,163 @@ class RedisServer(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_ahead_ms) -> _WhichOneofReturnType__clock_ahead_ms | None: ...
 
 Global___RedisServer: _TypeAlias = RedisServer  # noqa: Y015
+
+@_typing.final
+class Token(_message.Message):
+    """A bearer token, without its secret. The caller shows it as `authorization: Bearer grt.NAME.SECRET`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_MS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """1 to 128 characters of A-Z a-z 0-9 . _ -; names the token in lists and in the audit log."""
+    scope: Global___Scope.ValueType
+    run: _builtins.str
+    """The only run that it is for; empty = all runs."""
+    expires_at_ms: _builtins.int
+    """Milliseconds since the Unix epoch; 0 = it does not expire."""
+    created_at_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        scope: Global___Scope.ValueType = ...,
+        run: _builtins.str = ...,
+        expires_at_ms: _builtins.int = ...,
+        created_at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at_ms", b"created_at_ms", "expires_at_ms", b"expires_at_ms", "name", b"name", "run", b"run", "scope", b"scope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Token: _TypeAlias = Token  # noqa: Y015
+
+@_typing.final
+class CreateTokenRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    SECRET_SHA256_FIELD_NUMBER: _builtins.int
+    secret_sha256: _builtins.bytes
+    """SHA-256 of SECRET, 32 bytes. SECRET must be 256 bits from a cryptographic source, in any text form without dots."""
+    @_builtins.property
+    def token(self) -> Global___Token:
+        """created_at_ms is not read."""
+
+    def __init__(
+        self,
+        *,
+        token: Global___Token | None = ...,
+        secret_sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["secret_sha256", b"secret_sha256", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateTokenRequest: _TypeAlias = CreateTokenRequest  # noqa: Y015
+
+@_typing.final
+class CreateTokenResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token(self) -> Global___Token: ...
+    def __init__(
+        self,
+        *,
+        token: Global___Token | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateTokenResponse: _TypeAlias = CreateTokenResponse  # noqa: Y015
+
+@_typing.final
+class ListTokensRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTokensRequest: _TypeAlias = ListTokensRequest  # noqa: Y015
+
+@_typing.final
+class ListTokensResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
+        """By name; expired ones too."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[Global___Token] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTokensResponse: _TypeAlias = ListTokensResponse  # noqa: Y015
+
+@_typing.final
+class RevokeTokenRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeTokenRequest: _TypeAlias = RevokeTokenRequest  # noqa: Y015
+
+@_typing.final
+class RevokeTokenResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token(self) -> Global___Token:
+        """The token as it was."""
+
+    def __init__(
+        self,
+        *,
+        token: Global___Token | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeTokenResponse: _TypeAlias = RevokeTokenResponse  # noqa: Y015

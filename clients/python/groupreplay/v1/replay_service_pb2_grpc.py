@@ -91,6 +91,11 @@ class ReplayServiceStub(object):
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.ReplayStepRequest.SerializeToString,
                 response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.FromString,
                 _registered_method=True)
+        self.GetTableHistory = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/GetTableHistory',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.GetTableHistoryRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.GetTableHistoryResponse.FromString,
+                _registered_method=True)
         self.Beat = channel.unary_unary(
                 '/groupreplay.v1.ReplayService/Beat',
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.BeatRequest.SerializeToString,
@@ -211,6 +216,21 @@ class ReplayServiceStub(object):
                 request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.SnapshotPart.SerializeToString,
                 response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.RestoreResponse.FromString,
                 _registered_method=True)
+        self.CreateToken = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/CreateToken',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.CreateTokenRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.CreateTokenResponse.FromString,
+                _registered_method=True)
+        self.ListTokens = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/ListTokens',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.ListTokensRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.ListTokensResponse.FromString,
+                _registered_method=True)
+        self.RevokeToken = channel.unary_unary(
+                '/groupreplay.v1.ReplayService/RevokeToken',
+                request_serializer=groupreplay_dot_v1_dot_replay__service__pb2.RevokeTokenRequest.SerializeToString,
+                response_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.RevokeTokenResponse.FromString,
+                _registered_method=True)
 
 
 class ReplayServiceServicer(object):
@@ -290,6 +310,13 @@ class ReplayServiceServicer(object):
 
     def ReplayStep(self, request, context):
         """Serves the batch of a committed training step again, bit for bit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTableHistory(self, request, context):
+        """Says what the newest training steps were given, and how old and how important the groups are that wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -460,6 +487,27 @@ class ReplayServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateToken(self, request, context):
+        """Makes a token known to the service. The secret stays with the caller: only its hash is sent and kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTokens(self, request, context):
+        """Lists tokens, without what could be used to log in.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeToken(self, request, context):
+        """Takes a token back. Every server refuses it within five seconds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReplayServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -517,6 +565,11 @@ def add_ReplayServiceServicer_to_server(servicer, server):
                     servicer.ReplayStep,
                     request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.ReplayStepRequest.FromString,
                     response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.SerializeToString,
+            ),
+            'GetTableHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTableHistory,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.GetTableHistoryRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.GetTableHistoryResponse.SerializeToString,
             ),
             'Beat': grpc.unary_unary_rpc_method_handler(
                     servicer.Beat,
@@ -637,6 +690,21 @@ def add_ReplayServiceServicer_to_server(servicer, server):
                     servicer.Restore,
                     request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.SnapshotPart.FromString,
                     response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.RestoreResponse.SerializeToString,
+            ),
+            'CreateToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateToken,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.CreateTokenRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.CreateTokenResponse.SerializeToString,
+            ),
+            'ListTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTokens,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.ListTokensRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.ListTokensResponse.SerializeToString,
+            ),
+            'RevokeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeToken,
+                    request_deserializer=groupreplay_dot_v1_dot_replay__service__pb2.RevokeTokenRequest.FromString,
+                    response_serializer=groupreplay_dot_v1_dot_replay__service__pb2.RevokeTokenResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -938,6 +1006,33 @@ class ReplayService(object):
             '/groupreplay.v1.ReplayService/ReplayStep',
             groupreplay_dot_v1_dot_replay__service__pb2.ReplayStepRequest.SerializeToString,
             groupreplay_dot_v1_dot_replay__service__pb2.NextBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTableHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/GetTableHistory',
+            groupreplay_dot_v1_dot_replay__service__pb2.GetTableHistoryRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.GetTableHistoryResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1586,6 +1681,87 @@ class ReplayService(object):
             '/groupreplay.v1.ReplayService/Restore',
             groupreplay_dot_v1_dot_replay__service__pb2.SnapshotPart.SerializeToString,
             groupreplay_dot_v1_dot_replay__service__pb2.RestoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/CreateToken',
+            groupreplay_dot_v1_dot_replay__service__pb2.CreateTokenRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.CreateTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/ListTokens',
+            groupreplay_dot_v1_dot_replay__service__pb2.ListTokensRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.ListTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/groupreplay.v1.ReplayService/RevokeToken',
+            groupreplay_dot_v1_dot_replay__service__pb2.RevokeTokenRequest.SerializeToString,
+            groupreplay_dot_v1_dot_replay__service__pb2.RevokeTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,8 @@ class ReplayServiceStub:
     """Says which groups a training step was given, and how they were drawn."""
     ReplayStep: _grpc.UnaryStreamMultiCallable[_replay_service_pb2.ReplayStepRequest, _replay_service_pb2.NextBatchResponse]
     """Serves the batch of a committed training step again, bit for bit."""
+    GetTableHistory: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.GetTableHistoryRequest, _replay_service_pb2.GetTableHistoryResponse]
+    """Says what the newest training steps were given, and how old and how important the groups are that wait."""
     Beat: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.BeatRequest, _replay_service_pb2.BeatResponse]
     """A producer says that it is there, and what it does."""
     Diagnose: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.DiagnoseRequest, _replay_service_pb2.DiagnoseResponse]
@@ -103,6 +105,12 @@ class ReplayServiceStub:
     """Reads a table as it is at one moment, while it is in use. Payloads that leave meanwhile are kept for the reader."""
     Restore: _grpc.StreamUnaryMultiCallable[_replay_service_pb2.SnapshotPart, _replay_service_pb2.RestoreResponse]
     """Makes a new table from a snapshot. Nobody sees it, and an interrupted call leaves nothing, before its last part came."""
+    CreateToken: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.CreateTokenRequest, _replay_service_pb2.CreateTokenResponse]
+    """Makes a token known to the service. The secret stays with the caller: only its hash is sent and kept."""
+    ListTokens: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.ListTokensRequest, _replay_service_pb2.ListTokensResponse]
+    """Lists tokens, without what could be used to log in."""
+    RevokeToken: _grpc.UnaryUnaryMultiCallable[_replay_service_pb2.RevokeTokenRequest, _replay_service_pb2.RevokeTokenResponse]
+    """Takes a token back. Every server refuses it within five seconds."""
 
 @_typing.type_check_only
 class ReplayServiceAsyncStub(ReplayServiceStub):
@@ -133,6 +141,8 @@ class ReplayServiceAsyncStub(ReplayServiceStub):
     """Says which groups a training step was given, and how they were drawn."""
     ReplayStep: _aio.UnaryStreamMultiCallable[_replay_service_pb2.ReplayStepRequest, _replay_service_pb2.NextBatchResponse]  # type: ignore[assignment]
     """Serves the batch of a committed training step again, bit for bit."""
+    GetTableHistory: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.GetTableHistoryRequest, _replay_service_pb2.GetTableHistoryResponse]  # type: ignore[assignment]
+    """Says what the newest training steps were given, and how old and how important the groups are that wait."""
     Beat: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.BeatRequest, _replay_service_pb2.BeatResponse]  # type: ignore[assignment]
     """A producer says that it is there, and what it does."""
     Diagnose: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.DiagnoseRequest, _replay_service_pb2.DiagnoseResponse]  # type: ignore[assignment]
@@ -179,6 +189,12 @@ class ReplayServiceAsyncStub(ReplayServiceStub):
     """Reads a table as it is at one moment, while it is in use. Payloads that leave meanwhile are kept for the reader."""
     Restore: _aio.StreamUnaryMultiCallable[_replay_service_pb2.SnapshotPart, _replay_service_pb2.RestoreResponse]  # type: ignore[assignment]
     """Makes a new table from a snapshot. Nobody sees it, and an interrupted call leaves nothing, before its last part came."""
+    CreateToken: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.CreateTokenRequest, _replay_service_pb2.CreateTokenResponse]  # type: ignore[assignment]
+    """Makes a token known to the service. The secret stays with the caller: only its hash is sent and kept."""
+    ListTokens: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.ListTokensRequest, _replay_service_pb2.ListTokensResponse]  # type: ignore[assignment]
+    """Lists tokens, without what could be used to log in."""
+    RevokeToken: _aio.UnaryUnaryMultiCallable[_replay_service_pb2.RevokeTokenRequest, _replay_service_pb2.RevokeTokenResponse]  # type: ignore[assignment]
+    """Takes a token back. Every server refuses it within five seconds."""
 
 class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
     """Group replay for RLVR: producers insert scored rollout groups, trainers take complete batches.
@@ -272,6 +288,14 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_replay_service_pb2.NextBatchResponse], _abc.AsyncIterator[_replay_service_pb2.NextBatchResponse]]:
         """Serves the batch of a committed training step again, bit for bit."""
+
+    @_abc_1.abstractmethod
+    def GetTableHistory(
+        self,
+        request: _replay_service_pb2.GetTableHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.GetTableHistoryResponse, _abc.Awaitable[_replay_service_pb2.GetTableHistoryResponse]]:
+        """Says what the newest training steps were given, and how old and how important the groups are that wait."""
 
     @_abc_1.abstractmethod
     def Beat(
@@ -462,5 +486,29 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_replay_service_pb2.RestoreResponse, _abc.Awaitable[_replay_service_pb2.RestoreResponse]]:
         """Makes a new table from a snapshot. Nobody sees it, and an interrupted call leaves nothing, before its last part came."""
+
+    @_abc_1.abstractmethod
+    def CreateToken(
+        self,
+        request: _replay_service_pb2.CreateTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.CreateTokenResponse, _abc.Awaitable[_replay_service_pb2.CreateTokenResponse]]:
+        """Makes a token known to the service. The secret stays with the caller: only its hash is sent and kept."""
+
+    @_abc_1.abstractmethod
+    def ListTokens(
+        self,
+        request: _replay_service_pb2.ListTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.ListTokensResponse, _abc.Awaitable[_replay_service_pb2.ListTokensResponse]]:
+        """Lists tokens, without what could be used to log in."""
+
+    @_abc_1.abstractmethod
+    def RevokeToken(
+        self,
+        request: _replay_service_pb2.RevokeTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_service_pb2.RevokeTokenResponse, _abc.Awaitable[_replay_service_pb2.RevokeTokenResponse]]:
+        """Takes a token back. Every server refuses it within five seconds."""
 
 def add_ReplayServiceServicer_to_server(servicer: ReplayServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

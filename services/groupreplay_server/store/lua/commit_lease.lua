@@ -70,6 +70,43 @@ local function leave_or_join(id, fact)
   end
 end
 
+-- One line of the table's history: what the step was given, and what it said of it.
+local function summarise()
+  local totals, counts = {}, {}
+  local function add(name, value)
+    if value then
+      totals[name], counts[name] = (totals[name] or 0) + value, (counts[name] or 0) + 1
+    end
+  end
+  local function mean(name)
+    return counts[name] and totals[name] / counts[name] or false
+  end
+  local refilled, oldest = {}, 0
+  for _, entry in ipairs(lease.entries) do
+    oldest = math.max(oldest, entry[3])
+    add('staleness', entry[3])
+    if entry[2] == 1 then
+      refilled[#refilled + 1] = entry[1]
+    end
+  end
+  each_group(lease.consumed, function(_, fact)
+    add('reward', fact and fact.reward_mean)
+  end)
+  each_group(refilled, function(_, fact) -- some may have left, where the lease had expired
+    add('replay_reward', fact and fact.reward_mean)
+  end)
+  for i = 6, #ARGV, 4 do
+    add('kl', tonumber(ARGV[i + 2]))
+    add('ess', tonumber(ARGV[i + 3]))
+  end
+  redis.call('ZADD', history, step, cmsgpack.pack({
+    step, now_ms, lease.version, lease.batch_size, #lease.consumed, lease.fresh_effective, #lease.entries, #refilled,
+    oldest, mean('staleness'), mean('reward'), mean('replay_reward'), mean('kl'), mean('ess'),
+  }))
+  redis.call('ZREMRANGEBYRANK', history, 0, -STEPS_KEPT - 1)
+end
+
+summarise()
 log_step(step, lease_id, lease)
 for _, entry in ipairs(lease.entries) do
   local id, is_replay = entry[1], entry[2] == 1

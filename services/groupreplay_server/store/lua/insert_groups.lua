@@ -3,7 +3,7 @@
 -- Returns a list with one of these per group: 'INSERTED', 'DUPLICATE', or 'REASON message' for a refused one.
 -- Errors: UNKNOWN_RUN, UNKNOWN_TABLE, STORE_UNAVAILABLE
 -- Reasons: FUTURE_POLICY_VERSION, STALE_POLICY_VERSION, GROUP_TOO_LARGE, TABLE_FULL, QUOTA_EXCEEDED, RATE_LIMITED
--- repeated: group_id, header, version_min, version_max, reward_std, bytes, ref, prompt_id, producer_id, task, priority
+-- repeated: group_id, header, version_min, version_max, std, bytes, ref, prompt_id, producer_id, task, priority, mean
 if not limits.fill then
   return no_such_table()
 end
@@ -161,11 +161,12 @@ local function drop_payload(group)
 end
 
 local results = {}
-for i = 4, #ARGV, 11 do
+for i = 4, #ARGV, 12 do
   local group = {
     id = ARGV[i], header = ARGV[i + 1], version_min = tonumber(ARGV[i + 2]), version_max = tonumber(ARGV[i + 3]),
     reward_std = tonumber(ARGV[i + 4]), bytes = tonumber(ARGV[i + 5]), payload_ref = ARGV[i + 6],
     prompt_id = ARGV[i + 7], producer_id = ARGV[i + 8], task = ARGV[i + 9], priority = tonumber(ARGV[i + 10]),
+    reward_mean = tonumber(ARGV[i + 11]),
   }
   local fact = read_fact(group.id)
   if fact and group.payload_ref ~= '' and fact.payload_ref == group.payload_ref then

@@ -85,6 +85,9 @@ local function forget_step(step)
 end
 
 local function forget_steps_after(step)
+  if redis.call('ZREMRANGEBYSCORE', history, '(' .. string.format('%.0f', step), '+inf') > 0 then
+    redis.call('HINCRBY', state, 'steps_undone', 1)
+  end
   for _, undone in ipairs(redis.call('ZRANGE', logged, '(' .. string.format('%.0f', step), '+inf', 'BYSCORE')) do
     forget_step(undone)
   end

@@ -39,6 +39,7 @@ local pieces = KEYS[37]   -- hash  group_id/piece_id -> packed {header, payload_
 local closing = KEYS[38]  -- zset  group_id -> when to look at the partial group: its deadline, or the end of a claim
 local closed = KEYS[39]   -- hash  group_id -> packed partial group that closed short, or was dropped
 local closed_at = KEYS[40] -- zset  group_id -> time: those in closed
+local history = KEYS[41]   -- zset  packed summary of a committed training step -> the step
 
 local now_ms = tonumber(ARGV[1]) -- wall clock of the caller
 local topic = ARGV[2]            -- run/table, for wake-ups
@@ -97,14 +98,14 @@ local function unpack_fact(packed)
   return {
     version_min = fields[1], sequence = fields[2], effective = fields[3] == 1, bytes = fields[4],
     payload_ref = fields[5], prompt_id = fields[6], task = fields[7], priority = fields[8], inserted_ms = fields[9],
-    version_max = fields[10],
+    version_max = fields[10], reward_mean = fields[11],
   }
 end
 
 local function pack_fact(fact)
   return cmsgpack.pack({
     fact.version_min, fact.sequence, fact.effective and 1 or 0, fact.bytes, fact.payload_ref, fact.prompt_id, fact.task,
-    fact.priority, fact.inserted_ms, fact.version_max,
+    fact.priority, fact.inserted_ms, fact.version_max, fact.reward_mean,
   })
 end
 

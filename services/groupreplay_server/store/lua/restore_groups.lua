@@ -1,6 +1,7 @@
 -- Write a page of groups of a table that is being restored; what was written before stays as it is.
 -- Returns how many groups there are so far.   Errors: LEASE_EXPIRED
 -- repeated: id, place, header, ref, bytes, order, std, low, high, prompt, task, priority, at, mark, kl, ess, uses, back
+-- repeated: mean
 local attempt = ARGV[4]
 local until_ms = tonumber(ARGV[5]) -- when it is undone, unless more comes
 
@@ -8,13 +9,13 @@ if limits.fill or not is_attempt(attempt) then
   return restore_lost()
 end
 redis.call('HSET', state, 'restoring_until_ms', until_ms)
-for i = 6, #ARGV, 18 do
+for i = 6, #ARGV, 19 do
   local id, place = ARGV[i], ARGV[i + 1]
   local fact = {
     payload_ref = ARGV[i + 3], bytes = tonumber(ARGV[i + 4]), sequence = tonumber(ARGV[i + 5]),
     effective = ARGV[i + 6] == '1', version_min = tonumber(ARGV[i + 7]), version_max = tonumber(ARGV[i + 8]),
     prompt_id = ARGV[i + 9], task = ARGV[i + 10], priority = tonumber(ARGV[i + 11]),
-    inserted_ms = tonumber(ARGV[i + 12]),
+    inserted_ms = tonumber(ARGV[i + 12]), reward_mean = tonumber(ARGV[i + 18]),
   }
   local used, returned = tonumber(ARGV[i + 16]), tonumber(ARGV[i + 17])
   if redis.call('HEXISTS', facts, id) == 0 then

@@ -41,7 +41,7 @@ local function read_place(place, ids)
         page[i], place, page_headers[i], fact.payload_ref, fact.bytes, fact.sequence, fact.effective and 1 or 0,
         fact.version_min, fact.version_max, fact.prompt_id, fact.task, digits(fact.priority), fact.inserted_ms,
         digits(mark[1]), digits(mark[2]), digits(mark[3]), tonumber(page_uses[i] or 0),
-        in_leases[page[i]] or 0, tonumber(page_returns[i] or 0),
+        in_leases[page[i]] or 0, tonumber(page_returns[i] or 0), digits(fact.reward_mean),
       }
     end
   end

@@ -1,0 +1,70 @@
+"""Who may call what. Atropos' clients send no token of their own accord, but they send what their server URL holds:
+
+    rollout_server_url = "http://any:TOKEN@host:8080/atropos/math/train"
+
+aiohttp and requests make HTTP Basic of it, and keep it out of the path, hence out of logs.
+"""
+
+import base64
+import binascii
+from typing import Final
+
+from groupreplay_server.access import Access
+from groupreplay_server.api.atropos.tables import ServedTable
+from groupreplay_server.api.checked_call import CheckedCall
+
+RPC_OF: Final = {
+    "root": "DescribeTable",
+    "register": "CreateTable",
+    "register_env": "Beat",
+    "disconnect_env": "Beat",
+    "wandb_info": "DescribeTable",
+    "info": "DescribeTable",
+    "batch": "NextBatch",
+    "latest_example": "GetGroups",
+    "scored_data": "Insert",
+    "scored_data_list": "Insert",
+    "status": "DescribeTable",
+    "status_env": "Beat",
+    "reset_data": "ResetTable",
+}
+"""Route -> the RPC whose scope it asks for. Pushing makes the table where there is none, as in their server."""
+
+
+def check(access: Access, route: str, served: ServedTable) -> CheckedCall:
+    """Return the call that a route is, if its caller may make it.
+
+    Raises:
+        PermissionDeniedError: the token is of another scope or run.
+    """
+    checked = CheckedCall(access, RPC_OF[route])
+    checked.check_path({"run": served.run, "table": served.table})
+    return checked
+
+
+def authorization_of(path: str, authorization: str) -> str:
+    """Return an authorization header with Basic turned into Bearer, on a path of this API.
+
+    Not on others: a browser that once opened a URL with a token in it goes on sending Basic by itself.
+    """
+    kind, _, value = authorization.partition(" ")
+    if kind.lower() != "basic" or not is_served(path):
+        return authorization
+    try:
+        decoded = base64.b64decode(value.strip(), validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
+    return f"Bearer {decoded.partition(':')[2]}"
+
+
+def is_served(path: str) -> bool:
+    """Whether a path is of this API, at the root or under a table."""
+    return path.startswith("/atropos/") or path in ROOT_PATHS
+
+
+ROOT_PATHS: Final = frozenset(
+    {
+        "/", "/register", "/register-env", "/disconnect-env", "/wandb_info", "/info", "/batch", "/latest_example",
+        "/scored_data", "/scored_data_list", "/status", "/status-env", "/reset_data",
+    }
+)  # fmt: skip

@@ -1,0 +1,24 @@
+"""How a failed call ends over gRPC: code, message, and the reason in the trailing metadata."""
+
+import math
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import grpc
+
+from groupreplay_server.api.operations import typed_error
+
+REASON_METADATA = "groupreplay-reason"
+RETRY_AFTER_METADATA = "groupreplay-retry-after-ms"
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+async def abort(context: "Context", name: str, failure: Exception) -> NoReturn:
+    """End a call with an error; what is none of ours is logged, and hidden from the caller."""
+    error = typed_error(name, failure)
+    metadata = [(REASON_METADATA, error.reason)]
+    if error.retry_after_s is not None:
+        metadata.append((RETRY_AFTER_METADATA, str(math.ceil(error.retry_after_s * 1000))))
+    await context.abort(error.grpc_code, str(error), tuple(metadata))
+    raise AssertionError("abort always raises") from failure

@@ -1,0 +1,1 @@
+"""The REST door: the operations of the gRPC door over HTTP, in plain JSON."""

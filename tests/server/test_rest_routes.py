@@ -1,0 +1,58 @@
+"""REST offers what gRPC offers, and fails as it fails."""
+
+import asyncio
+import json
+
+import httpx
+import pytest
+import redis
+from rest_client import CALLS
+from table_user import TableUser
+
+from groupreplay import AsyncClient, TableConfig
+from groupreplay.errors import ERRORS
+from groupreplay.v1 import replay_service_pb2 as pb
+from groupreplay_server.api.rest.problems import problem_response
+from groupreplay_server.api.rest.routes import ROUTES
+from groupreplay_server.app import RunningServer
+
+
+def test_every_rpc_has_one_route_and_every_route_an_rpc() -> None:
+    """The doors offer the same; paths are a promise, so they are written down here again."""
+    rpcs = [method.name for method in pb.DESCRIPTOR.services_by_name["ReplayService"].methods]
+    assert sorted(route.rpc for route in ROUTES) == sorted(rpcs) == sorted(CALLS)
+    for route in ROUTES:
+        parts = [f"{{{route.field_of(it[1:-1])}}}" if it.startswith("{") else it for it in route.path.split("/")]
+        assert f"{route.verb} {'/'.join(parts)}" == CALLS[route.rpc]
+
+
+@pytest.mark.parametrize("reason", sorted(ERRORS))
+def test_every_reason_comes_out_with_its_status(reason: str) -> None:
+    """By the table that gRPC and the SDK go by; who may retry is told when."""
+    cls = ERRORS[reason]
+    response = problem_response(cls("what was tried"))
+    body = json.loads(bytes(response.body))
+    assert response.status_code == body["status"] == cls.http_status
+    assert (body["reason"], body["detail"], body["retryable"]) == (reason, "what was tried", cls.retryable)
+    assert ("retry-after" in response.headers) == cls.retryable
+
+
+async def test_rest_calls_are_counted_with_those_of_grpc(
+    server: RunningServer, client: AsyncClient, clean_redis: redis.Redis
+) -> None:
+    """By operation and reason; a caller who hung up is no fault of the service."""
+    table = TableUser(client, clean_redis, "run", "train")
+    await client.create_table(run="run", table="train", config=TableConfig())
+    path = "/v1/runs/run/tables/train"
+    async with httpx.AsyncClient(base_url=f"http://{server.http_address}", timeout=None) as http:
+        assert (await http.get("/v1/runs/run/tables/no")).status_code == 404
+        request = {"batch_size": 9, "lease_id": "l"}
+        waiting = asyncio.create_task(http.post(f"{path}/batches/next?timeout_s=3600", json=request))
+        await table.until(missing=9)
+        waiting.cancel()
+        await table.until(missing=0)
+        async with asyncio.timeout(60):
+            while 'method="NextBatch",reason="CANCELLED"' not in (page := (await http.get("/metrics")).text):
+                pass
+    assert 'groupreplay_call_seconds_count{method="DescribeTable",reason="UNKNOWN_TABLE"} 1.0' in page
+    assert 'reason="INTERNAL"' not in page
