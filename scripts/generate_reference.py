@@ -13,6 +13,7 @@ from typing import Any, cast, get_type_hints
 
 from groupreplay import Diagnosis, ListedGroup, Policy, Table, Token
 from groupreplay.errors import ERRORS
+from groupreplay_admin.bench import Measurement
 from groupreplay_admin.checks import Check
 from groupreplay_admin.observing import Pace
 from groupreplay_admin.statuses import Status
@@ -211,6 +212,7 @@ by the status.
   show` prints a shown group.
 - `diagnose` prints a diagnosis, `policy` a policy version, `doctor` a list of checks; `policy watch` prints one
   policy version a line.
+- `bench` prints a list of measurements.
 - `snapshot` and `restore` print `file` and `table`, the table as it was kept or made; `export` prints `file` and
   `rollouts`.
 - `token create` prints `token` and its `secret`, or the `secret_file`; `token list` a list of tokens, `token revoke`
@@ -229,6 +231,7 @@ _JSON = {
     "A token": Token,
     "A check": Check,
     "A pace": Pace,
+    "A measurement": Measurement,
 }
 
 

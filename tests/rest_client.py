@@ -14,7 +14,8 @@ from rest_json import read_group, read_message, write_group, write_message
 
 from groupreplay import AsyncClient, convert
 from groupreplay.errors import ERRORS
-from groupreplay.parts import PartAssembler, split_group
+from groupreplay.group_messages import GroupStub
+from groupreplay.parts import Part, PartAssembler, split_group
 from groupreplay.v1 import group_pb2
 from groupreplay.v1 import replay_service_pb2 as pb
 
@@ -113,11 +114,43 @@ class RestClient(AsyncClient):
 
     async def __aenter__(self) -> Self:
         self._http = httpx.AsyncClient(base_url=f"http://{self._address}", timeout=None)
-        self._stub = cast(Any, RestStub(self._http))
+        stub = RestStub(self._http)
+        self._stub = cast(Any, stub)
+        self._groups = GroupStub(RestChannel(stub))
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
+
+
+class RestChannel:
+    """What GroupStub takes for a channel: the bytes that it sends and reads, as messages of the generated stub."""
+
+    def __init__(self, stub: "RestStub") -> None:
+        self._stub = stub
+
+    def unary_unary(self, path: str, **_: Any) -> Callable[..., Any]:
+        rpc, read = _request_of(path)
+        return lambda request, timeout: getattr(self._stub, rpc)(read(request), timeout=timeout)
+
+    def stream_stream(self, path: str, **_: Any) -> Callable[..., Any]:
+        rpc, read = _request_of(path)
+        return lambda requests, timeout: getattr(self._stub, rpc)(map(read, requests), timeout=timeout)
+
+    def unary_stream(self, path: str, *, response_deserializer: Any, **_: Any) -> Callable[..., Any]:
+        rpc, _read = _request_of(path)
+
+        async def call(request: Any, timeout: float | None) -> AsyncIterator[Any]:  # noqa: ASYNC109
+            async for message in getattr(self._stub, rpc)(request, timeout=timeout):
+                yield response_deserializer(message.SerializeToString())
+
+        return call
+
+
+def _request_of(path: str) -> tuple[str, Any]:
+    rpc = path.rpartition("/")[2]
+    method = pb.DESCRIPTOR.services_by_name["ReplayService"].methods_by_name[rpc]
+    return rpc, getattr(pb, method.input_type.name).FromString
 
 
 class RestStub:
@@ -209,16 +242,16 @@ class RestStub:
         assembler = PartAssembler()
         for request in requests:
             for part in request.parts:
-                if (whole := assembler.add(part)) is not None:
-                    yield self._group(whole.header, whole.payload or b"")
+                if (whole := assembler.add(Part.from_proto(part))) is not None:
+                    yield self._group(whole.header, bytes(whole.payload or b""))
 
     def _pieces(self, requests: Iterable[pb.PushRolloutsStreamRequest]) -> Iterable[dict[str, Any]]:
         assembler, piece = PartAssembler(), pb.RolloutPiece()
         for request in requests:
             for part in request.parts:
                 piece = part.piece if part.HasField("piece") else piece
-                if (whole := assembler.add(part.part)) is not None:
-                    yield self._piece(piece, whole.header, whole.payload or b"")
+                if (whole := assembler.add(Part.from_proto(part.part))) is not None:
+                    yield self._piece(piece, whole.header, bytes(whole.payload or b""))
 
 
 class Sent:

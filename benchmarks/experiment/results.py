@@ -8,6 +8,8 @@ from typing import Final, Self
 
 import numpy as np
 
+from line_file import append_line, whole_lines
+
 SMOOTHED_OVER: Final = 2
 """Accuracies are means of two evaluations: one alone, of 1,024 rollouts, has a standard error of about 0.012."""
 
@@ -79,32 +81,21 @@ class Result:
         reached = (point for point, height in zip(self.evaluations, self.smoothed(), strict=True) if height >= accuracy)
         return next(reached, None)
 
-    def line(self) -> str:
-        """Return the result as one line of JSON."""
-        return json.dumps(asdict(self)) + "\n"
-
     @classmethod
     def from_line(cls, line: str) -> Self:
-        """Return the result that `line` gave."""
+        """Return the result that append_result wrote on a line."""
         fields = json.loads(line)
         return cls(**fields | {"evaluations": tuple(Evaluation(**each) for each in fields["evaluations"])})
 
 
 def read_results(path: Path) -> dict[str, Result]:
     """Return the finished runs by key; a line that a kill cut short is not one."""
-    if not path.exists():
-        return {}
-    results = [Result.from_line(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return {result.key: result for result in results}
+    return {result.key: result for result in map(Result.from_line, whole_lines(path))}
 
 
 def append_result(path: Path, result: Result) -> None:
-    """Add a finished run, on a line of its own even where a kill cut the line before short."""
-    text = path.read_text() if path.exists() else ""
-    if text and not text.endswith("\n"):
-        path.write_text(text[: text.rfind("\n") + 1])
-    with path.open("a") as file:
-        file.write(result.line())
+    """Add a finished run."""
+    append_line(path, json.dumps(asdict(result)))
 
 
 def mean(values: Sequence[float]) -> float:

@@ -95,6 +95,12 @@ COMMANDS = {
         "admin",
         "Check service, Redis, clocks and disk, and say what to mend.",
     ),
+    "bench": Command(
+        "groupreplay_admin.bench:bench",
+        "groupreplay_admin.bench:BenchSettings",
+        "admin",
+        "Measure how fast a running service is.",
+    ),
     "snapshot": Command(
         "groupreplay_admin.keeping:snapshot",
         "groupreplay_admin.keeping:SnapshotSettings",

@@ -3,14 +3,16 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
 
 from groupreplay.errors import BatchNotReadyError, GroupReplayError, InvalidRequestError
 from groupreplay.groups import check_name, now_ms
 from groupreplay.parts import MESSAGE_BYTES
 from groupreplay.table_config import Durability
 from groupreplay.types import Admission, GroupFeedback
+from groupreplay.v1.group_pb2 import GroupHeader
 from groupreplay_server.janitor import Janitor
 from groupreplay_server.limits import MAX_BATCH_SIZE, MAX_GROUP_IDS, MAX_WAIT_S, check_names, check_range
 from groupreplay_server.store.keeping_store import KeptGroup
@@ -20,7 +22,8 @@ from groupreplay_server.wakeups import WakeUps
 
 DEFAULT_LEASE_S = 600.0
 DEFAULT_ADMISSION_S = 120.0
-_PAYLOADS_AT_ONCE = 64
+_PAGE_GROUPS = 64
+_PAGE_BYTES = 2 * MESSAGE_BYTES
 GroupT = TypeVar("GroupT", LeasedGroup, ReadGroup, KeptGroup)
 
 
@@ -152,16 +155,10 @@ class Batches:
         )
 
     async def payloads(self, run: str, table: str, groups: Sequence[GroupT]) -> AsyncIterator[tuple[GroupT, bytes]]:
-        """Yield groups with their payloads, reading some megabytes ahead at most; empty where none is kept."""
-        start, size = 0, _PAYLOADS_AT_ONCE
-        while start < len(groups):
-            page = groups[start : start + size]
-            payloads = await self._store.read_payloads(run, table, page)
-            for group, payload in zip(page, payloads, strict=True):
-                yield group, payload
-            start += len(page)
-            mean_bytes = max(1, sum(map(len, payloads)) // len(page))
-            size = max(1, min(_PAYLOADS_AT_ONCE, 2 * MESSAGE_BYTES // mean_bytes))
+        """Yield groups with their payloads, reading a page of some megabytes ahead; empty where none is kept."""
+        async with aclosing(_read_ahead(groups, lambda page: self._store.read_payloads(run, table, page))) as pages:
+            async for each in pages:
+                yield each
 
     async def commit(
         self,
@@ -242,6 +239,46 @@ class Batches:
                 if granted or left_s <= 0:
                     return Admission(groups=granted, policy=await self._store.policies.get(run))
                 await watch.wait(_until(left_s, next_end_ms))
+
+
+async def _read_ahead(
+    groups: Sequence[GroupT], read: Callable[[Sequence[GroupT]], Coroutine[Any, Any, list[bytes]]]
+) -> AsyncGenerator[tuple[GroupT, bytes]]:
+    """Yield groups with their payloads; while those of a page are used, those of the next are being read."""
+    pages = _pages(groups)
+    page = next(pages, None)
+    reading = asyncio.create_task(read(page or ()))
+    try:
+        while page:
+            payloads = await reading
+            following = next(pages, None)
+            if following:
+                reading = asyncio.create_task(read(following))
+            for each in zip(page, payloads, strict=True):
+                yield each
+            page = following
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+def _pages(groups: Sequence[GroupT]) -> Iterator[Sequence[GroupT]]:
+    """Cut groups into pages of _PAGE_BYTES of payload, where one alone is no larger."""
+    start = size = 0
+    for index, group in enumerate(groups):
+        payload_bytes = _payload_bytes(group)
+        if index > start and (size + payload_bytes > _PAGE_BYTES or index - start == _PAGE_GROUPS):
+            yield groups[start:index]
+            start, size = index, 0
+        size += payload_bytes
+    if start < len(groups):
+        yield groups[start:]
+
+
+def _payload_bytes(group: LeasedGroup | ReadGroup | KeptGroup) -> int:
+    if isinstance(group, KeptGroup):
+        return group.payload_bytes
+    return GroupHeader.FromString(group.header).payload_bytes if group.payload_ref else 0
 
 
 def _check_request(run: str, table: str, *, lease_id: str, batch_size: int, lease_s: float, timeout_s: float) -> None:

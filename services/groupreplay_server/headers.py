@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Sequence
 
 from groupreplay.errors import InvalidGroupError, InvalidRequestError
 from groupreplay.groups import MAX_POLICY_VERSION, check_name
@@ -14,9 +15,10 @@ from groupreplay_server.store.records import IncomingGroup
 
 MAX_HEADER_BYTES = 256 * 1024
 MAX_TAGS = 64
+_FINISH_REASONS = frozenset(group_pb2.FinishReason.values()) - {group_pb2.FINISH_REASON_UNSPECIFIED}
 
 
-def read_group(header: group_pb2.GroupHeader, payload: bytes | None, config: TableConfig) -> IncomingGroup:
+def read_group(header: group_pb2.GroupHeader, payload: bytes | memoryview | None, config: TableConfig) -> IncomingGroup:
     """Return the group as the store takes it, without the payload when the table will never deliver it.
 
     Raises:
@@ -25,7 +27,7 @@ def read_group(header: group_pb2.GroupHeader, payload: bytes | None, config: Tab
     """
     _check_identity(header)
     _check_rollouts(header)
-    reward_std = statistics.pstdev(header.rewards)
+    reward_std = _deviation(header.rewards)
     needed = reward_std > config.min_reward_std or config.fill == Fill.KEEP or config.replay_ineffective
     _check_payload(header, payload, needed)
     if payload is not None and len(payload) > config.max_group_bytes:
@@ -43,6 +45,14 @@ def read_group(header: group_pb2.GroupHeader, payload: bytes | None, config: Tab
         header=header.SerializeToString(),
         payload=payload if needed or config.keep_ineffective_payload else None,
     )
+
+
+def _deviation(rewards: Sequence[float]) -> float:
+    """Return the standard deviation of finite numbers, exactly 0 where all are alike; pstdev goes through fractions."""
+    if min(rewards) == max(rewards):
+        return 0.0
+    mean = math.fsum(rewards) / len(rewards)
+    return math.sqrt(math.fsum((reward - mean) ** 2 for reward in rewards) / len(rewards))
 
 
 def _priority(header: group_pb2.GroupHeader, reward_std: float, source: PrioritySource) -> float:
@@ -93,14 +103,13 @@ def _check_rollouts(header: group_pb2.GroupHeader) -> None:
         )
     if min(header.response_lengths) < 1:
         raise InvalidGroupError(f"group {header.group_id}: an empty response; every response has at least one token")
-    if not all(math.isfinite(reward) for reward in header.rewards):
+    if not all(map(math.isfinite, header.rewards)):
         raise InvalidGroupError(f"group {header.group_id}: rewards {list(header.rewards)[:32]} are not all finite")
-    known = group_pb2.FinishReason.values()
-    if any(reason not in known or reason == group_pb2.FINISH_REASON_UNSPECIFIED for reason in header.finish_reasons):
+    if not _FINISH_REASONS.issuperset(header.finish_reasons):
         raise InvalidGroupError(f"group {header.group_id}: finish_reasons {list(header.finish_reasons)[:32]} not known")
 
 
-def _check_payload(header: group_pb2.GroupHeader, payload: bytes | None, needed: bool) -> None:
+def _check_payload(header: group_pb2.GroupHeader, payload: bytes | memoryview | None, needed: bool) -> None:
     if payload is not None:
         columns = columns_from_header(header)
         check_layout(header, columns)

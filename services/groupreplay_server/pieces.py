@@ -10,7 +10,7 @@ from groupreplay.convert import group_from_wire
 from groupreplay.errors import InvalidGroupError, InvalidRequestError
 from groupreplay.groups import RolloutGroup, check_name
 from groupreplay.merge import terms_of
-from groupreplay.parts import AssembledGroup, PartAssembler
+from groupreplay.parts import AssembledGroup, Part, PartAssembler
 from groupreplay.payload import MAGIC, Column, payload_size
 from groupreplay.table_config import TableConfig
 from groupreplay.types import MAX_CLOSE_AFTER_S, MAX_GROUP_SIZE, MIN_CLOSE_AFTER_S
@@ -53,7 +53,7 @@ class PieceAssembler:
                     f"group {part.part.header.group_id}: the first part of a piece says no piece_id and group_size"
                 )
             self._piece = part.piece
-        rollouts = self._parts.add(part.part)
+        rollouts = self._parts.add(Part.from_proto(part.part))
         return ArrivedPiece(self._piece, rollouts) if rollouts is not None and self._piece is not None else None
 
     def check_complete(self) -> None:
@@ -89,7 +89,7 @@ def read_piece(arrived: ArrivedPiece, config: TableConfig) -> IncomingPiece:
         group_id=header.group_id,
         piece_id=piece.piece_id,
         header=header.SerializeToString(),
-        payload=payload,
+        payload=bytes(payload),
         merged_bytes=len(payload) - _prompt_bytes(header),
         rollouts=len(group),
         policy_version_min=header.policy_version_min,

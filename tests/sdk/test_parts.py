@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groupreplay import GroupTooLargeError, InvalidGroupError
-from groupreplay.parts import MESSAGE_BYTES, AssembledGroup, PartAssembler, pack_parts, split_group
+from groupreplay.parts import MESSAGE_BYTES, AssembledGroup, Part, PartAssembler, pack_parts, split_group
 from groupreplay.v1 import group_pb2
 from groupreplay.v1 import replay_service_pb2 as pb
 
@@ -23,7 +23,7 @@ def header(name: str, size: int, note: str = "") -> group_pb2.GroupHeader:
 
 def assemble(assembler: PartAssembler, parts: list[group_pb2.GroupPart]) -> list[AssembledGroup]:
     """Return the groups that the parts make."""
-    return [group for part in parts if (group := assembler.add(part)) is not None]
+    return [group for part in parts if (group := assembler.add(Part.from_proto(part))) is not None]
 
 
 @given(sizes)

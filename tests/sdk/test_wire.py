@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from groupreplay.parts import MESSAGE_BYTES, PartAssembler
+from groupreplay.parts import MESSAGE_BYTES, Part, PartAssembler
 from groupreplay.types import GroupSource
 from groupreplay.v1 import group_pb2
 from groupreplay.v1 import replay_service_pb2 as pb
@@ -61,7 +61,9 @@ async def test_the_generated_classes_read_what_was_serialized(sizes: list[int]) 
         fresh=9, fresh_effective=8, refilled=len(sizes) // 2, shortfall=70_000 - len(sizes),
     )  # fmt: skip
     assembler = PartAssembler()
-    found = [whole for response in responses for part in response.parts if (whole := assembler.add(part))]
+    found = [
+        whole for response in responses for part in response.parts if (whole := assembler.add(Part.from_proto(part)))
+    ]
     assembler.check_complete()
     for (group, payload), read in zip(groups, found, strict=True):
         assert read.header.SerializeToString() == group.header

@@ -11,7 +11,7 @@ from security.any_message import fields_of
 
 from groupreplay import GroupReplayError
 from groupreplay.convert import group_from_wire, group_to_wire
-from groupreplay.parts import PartAssembler
+from groupreplay.parts import Part, PartAssembler
 from groupreplay.payload import MAGIC
 from groupreplay.table_config import TableConfig
 from groupreplay.v1 import group_pb2
@@ -69,5 +69,5 @@ def test_any_parts_in_any_order(parts: list[dict[str, Any]]) -> None:
     assembler = PartAssembler(4096)
     with suppress(GroupReplayError):
         for fields in parts:
-            assembler.add(group_pb2.GroupPart(**fields))
+            assembler.add(Part.from_proto(group_pb2.GroupPart(**fields)))
         assembler.check_complete()

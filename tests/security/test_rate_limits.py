@@ -1,6 +1,7 @@
 """Limits on calls and bytes per second of each token."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import redis
 from samples import make_group
 from security.conftest import ADMIN_TOKEN, make_token
 
-from groupreplay import AsyncClient, RateLimitedError, Scope
+from groupreplay import AsyncClient, RateLimitedError, RolloutGroup, Scope
 from groupreplay_server.app import RunningServer, running_server
 from groupreplay_server.rate_limiter import BURST_S, MAX_CALLERS, RateLimiter, RateLimits, TokenBucket
 from groupreplay_server.settings import ServerSettings
@@ -104,6 +105,24 @@ async def test_bytes_are_limited_too(clean_redis: redis.Redis, settings: ServerS
         with pytest.raises(RateLimitedError, match="over 1000 bytes/s"):
             await hasty.list_tables()
         assert (await client.describe_table(run="math", table="train")).fresh == 1
+
+
+async def test_a_stream_waits_for_the_bytes_that_it_owes(clean_redis: redis.Redis, settings: ServerSettings) -> None:
+    """Five seconds' worth, less the burst, take three seconds at least."""
+    async with (
+        running_server(replace(settings, max_bytes_per_s=1e6)) as server,
+        AsyncClient(server.grpc_address, token=ADMIN_TOKEN, timeout_s=30) as client,
+    ):
+        await client.create_table(run="math", table="train")
+        large = make_group("large", prompt_text="x" * 5_000_000)
+
+        async def groups() -> AsyncIterator[RolloutGroup]:
+            yield large
+
+        started = time.monotonic()
+        [result] = [it async for it in client.insert_many(groups(), run="math", table="train")]
+        assert result.error is None
+        assert time.monotonic() - started > 5.0 - BURST_S - 0.1
 
 
 def test_a_limit_of_nothing_is_refused() -> None:

@@ -13,6 +13,7 @@ import grpc.aio
 from groupreplay import convert, convert_diagnosis, convert_history, convert_listing, convert_pieces, convert_tables
 from groupreplay.connection import Login, open_async_channel
 from groupreplay.errors import GroupReplayError, InternalError, QuotaExceededError
+from groupreplay.group_messages import Window, insert_request, insert_stream_requests
 from groupreplay.groups import RolloutGroup
 from groupreplay.history import TableHistory
 from groupreplay.parts import MESSAGE_BYTES, AssembledGroup, PartAssembler, pack_parts, split_group
@@ -101,6 +102,7 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         self._channel = open_async_channel(self._address, self._login)
         self._stub = self._login.stub(self._channel)
+        self._groups = self._login.group_stub(self._channel)
         return self
 
     async def __aexit__(
@@ -313,7 +315,7 @@ class AsyncClient:
             timeout_s=timeout_s,
             holder=holder,
         )
-        return await self._take(lambda left_s: self._read_batch(self._stub.NextBatch, request, left_s), request)
+        return await self._take(lambda left_s: self._read_batch(self._groups.next_batch, request, left_s), request)
 
     async def lease_batch(
         self,
@@ -363,7 +365,7 @@ class AsyncClient:
         attempts = Attempts(timeout_s or self._timeout_s)
         while True:
             try:
-                _, groups = await self._read_parts(self._stub.ReadLease, request, attempts.left_s())
+                _, groups = await self._read_parts(self._groups.read_lease, request, attempts.left_s())
             except grpc.RpcError as failure:
                 pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
             else:
@@ -399,7 +401,7 @@ class AsyncClient:
             timeout_s=timeout_s,
             holder=holder,
         )
-        return await self._take(lambda left_s: self._read_batch(self._stub.Sample, request, left_s), request)
+        return await self._take(lambda left_s: self._read_batch(self._groups.sample, request, left_s), request)
 
     async def commit(
         self, *, run: str, table: str, lease_id: str, step: int, feedback: Sequence[GroupFeedback] = ()
@@ -610,7 +612,7 @@ class AsyncClient:
         attempts = Attempts(self._timeout_s)
         while True:
             try:
-                return await self._read_batch(self._stub.ReplayStep, request, attempts.left_s())
+                return await self._read_batch(self._groups.replay_step, request, attempts.left_s())
             except grpc.RpcError as failure:
                 pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
             await asyncio.sleep(pause_s)
@@ -775,9 +777,7 @@ class AsyncClient:
                 pause_s = attempts.pause_after(error)
             await asyncio.sleep(pause_s)
 
-    async def _insert_window(
-        self, window: Sequence[tuple[group_pb2.GroupHeader, bytes]], run: str, table: str, timeout_s: float | None
-    ) -> list[InsertResult]:
+    async def _insert_window(self, window: Window, run: str, table: str, timeout_s: float | None) -> list[InsertResult]:
         """Insert groups; those refused for a reason that may pass are sent again until the timeout."""
         attempts = Attempts(timeout_s or self._timeout_s)
         results: dict[int, InsertResult] = {}
@@ -800,21 +800,18 @@ class AsyncClient:
 
     async def _send(
         self,
-        window: Sequence[tuple[group_pb2.GroupHeader, bytes]],
+        window: Window,
         run: str,
         table: str,
         timeout_s: float | None,
     ) -> list[tuple[pb.InsertResult, int]]:
         if sum(header.ByteSize() + len(payload) for header, payload in window) <= MESSAGE_BYTES:
-            groups = [group_pb2.RolloutGroup(header=header, payload=payload) for header, payload in window]
-            response: pb.InsertResponse = await self._stub.Insert(
-                pb.InsertRequest(run=run, table=table, groups=groups), timeout=timeout_s
-            )
+            request = insert_request(run, table, window)
+            response: pb.InsertResponse = await self._groups.insert(request, timeout=timeout_s)
             return [(result, response.durability) for result in response.results]
-        parts = pack_parts(part for header, payload in window for part in split_group(header, payload))
-        requests = (pb.InsertStreamRequest(run=run, table=table, parts=packed) for packed in parts)
+        requests = insert_stream_requests(run, table, window)
         results: list[tuple[pb.InsertResult, int]] = []
-        async for response in self._stub.InsertStream(requests, timeout=timeout_s):
+        async for response in self._groups.insert_stream(requests, timeout=timeout_s):
             results.extend((result, response.durability) for result in response.results)
         return results
 
@@ -848,7 +845,7 @@ class AsyncClient:
     async def _read_groups(self, request: pb.GetGroupsRequest, timeout_s: float | None) -> list[StoredGroup]:
         assembler = PartAssembler()
         groups: list[StoredGroup] = []
-        async for response in self._stub.GetGroups(request, timeout=timeout_s):
+        async for response in self._groups.get_groups(request, timeout=timeout_s):
             for part in response.parts:
                 group = assembler.add(part)
                 if group is not None and group.payload is not None and group.delivery is not None:
@@ -861,7 +858,7 @@ class AsyncClient:
         return convert.batch_from_wire(self._whole(header, groups), [_delivered(group) for group in groups])
 
     async def _read_outline(self, request: pb.NextBatchRequest, timeout_s: float | None) -> BatchOutline:
-        header, groups = await self._read_parts(self._stub.NextBatch, request, timeout_s)
+        header, groups = await self._read_parts(self._groups.next_batch, request, timeout_s)
         return convert.batch_outline_from_wire(self._whole(header, groups), [_outline(group) for group in groups])
 
     async def _read_parts(
@@ -871,7 +868,7 @@ class AsyncClient:
         assembler = PartAssembler()
         groups: list[AssembledGroup] = []
         async for response in call(request, timeout=timeout_s):
-            if isinstance(response, pb.NextBatchResponse) and response.HasField("batch"):
+            if response.batch is not None:
                 header = response.batch
             groups += [group for part in response.parts if (group := assembler.add(part)) is not None]
         assembler.check_complete()

@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 
 from groupreplay.errors import InvalidRequestError
+from groupreplay.group_messages import GroupStub
 from groupreplay.request_ids import METADATA, current_request_id, new_request_id
 from groupreplay.v1.replay_service_pb2_grpc import ReplayServiceStub
 
@@ -50,8 +51,15 @@ class Login:
 
     def stub(self, channel: grpc.Channel | grpc.aio.Channel) -> Any:
         """Return the generated stub of the service, whose every call shows the token and has a request id."""
+        return ReplayServiceStub(self._named(channel))
+
+    def group_stub(self, channel: grpc.Channel | grpc.aio.Channel) -> GroupStub:
+        """Return the stub of the calls that carry groups, which are named and show the token too."""
+        return GroupStub(self._named(channel))
+
+    def _named(self, channel: grpc.Channel | grpc.aio.Channel) -> grpc.Channel:
         metadata = (("authorization", f"Bearer {self.token}"),) if self.token else ()
-        return ReplayServiceStub(cast(grpc.Channel, _LoggedInChannel(channel, metadata)))
+        return cast(grpc.Channel, _LoggedInChannel(channel, metadata))
 
 
 class _LoggedInChannel:

@@ -121,7 +121,7 @@ def _column_to_proto(column: Column) -> group_pb2.Column:
     return group_pb2.Column(name=column.name, dtype=group_pb2.DType.Value(column.dtype.upper()), shape=column.shape)
 
 
-def group_from_wire(header: group_pb2.GroupHeader, payload: bytes) -> RolloutGroup:
+def group_from_wire(header: group_pb2.GroupHeader, payload: bytes | memoryview) -> RolloutGroup:
     """Return the group; its arrays are read-only views of payload.
 
     Raises:
@@ -166,7 +166,9 @@ def finish_reasons_from_proto(header: group_pb2.GroupHeader) -> tuple[FinishReas
     return tuple(meaning_of(_FINISH_REASON_OF, it, what, InvalidGroupError) for it in header.finish_reasons)
 
 
-def delivered_from_wire(header: group_pb2.GroupHeader, delivery: group_pb2.Delivery, payload: bytes) -> DeliveredGroup:
+def delivered_from_wire(
+    header: group_pb2.GroupHeader, delivery: group_pb2.Delivery, payload: bytes | memoryview
+) -> DeliveredGroup:
     """Return a delivered group; its arrays are read-only views of payload."""
     return DeliveredGroup(
         group=group_from_wire(header, payload),
@@ -179,7 +181,9 @@ def delivered_from_wire(header: group_pb2.GroupHeader, delivery: group_pb2.Deliv
     )
 
 
-def stored_from_wire(header: group_pb2.GroupHeader, delivery: group_pb2.Delivery, payload: bytes) -> StoredGroup:
+def stored_from_wire(
+    header: group_pb2.GroupHeader, delivery: group_pb2.Delivery, payload: bytes | memoryview
+) -> StoredGroup:
     """Return a group that was read without being taken; its arrays are read-only views of payload."""
     return StoredGroup(
         group=group_from_wire(header, payload), staleness=delivery.staleness, times_sampled=delivery.times_sampled

@@ -15,6 +15,7 @@ MASK_RUNS, SPANS = "loss_mask_runs", "version_spans"
 PROMPT_TEXT, TEXT_LENGTHS, TEXTS = "prompt_text", "response_text_lengths", "response_texts"
 RESERVED = frozenset({PROMPT, RESPONSE, LOGPROBS, MASK_RUNS, SPANS, PROMPT_TEXT, TEXT_LENGTHS, TEXTS})
 REQUIRED = frozenset({PROMPT, RESPONSE, LOGPROBS})
+_DTYPES: dict[int, str] = {number: name.lower() for name, number in group_pb2.DType.items() if number}
 
 
 def columns_from_header(header: group_pb2.GroupHeader) -> list[Column]:
@@ -25,9 +26,9 @@ def columns_from_header(header: group_pb2.GroupHeader) -> list[Column]:
     """
     columns = []
     for column in header.columns:
-        if column.dtype == group_pb2.DTYPE_UNSPECIFIED or column.dtype not in group_pb2.DType.values():
+        if (dtype := _DTYPES.get(column.dtype)) is None:
             raise InvalidGroupError(f"group {header.group_id}: column {column.name!r} has no known dtype")
-        columns.append(Column(column.name, group_pb2.DType.Name(column.dtype).lower(), tuple(column.shape)))
+        columns.append(Column(column.name, dtype, tuple(column.shape)))
     return columns
 
 

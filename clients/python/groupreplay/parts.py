@@ -36,12 +36,33 @@ def pack_parts(parts: Iterable[PartT]) -> Iterator[list[PartT]]:
         yield pending
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A piece of a group on its way."""
+
+    header: group_pb2.GroupHeader | None
+    """On the first part of a group only."""
+    delivery: group_pb2.Delivery | None
+    payload: bytes | memoryview
+    header_only: bool
+
+    @classmethod
+    def from_proto(cls, message: group_pb2.GroupPart) -> "Part":
+        """Return the part that a message is."""
+        return cls(
+            header=message.header if message.HasField("header") else None,
+            delivery=message.delivery if message.HasField("delivery") else None,
+            payload=message.payload,
+            header_only=message.header_only,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class AssembledGroup:
     """A group whose parts have all come."""
 
     header: group_pb2.GroupHeader
-    payload: bytes | None
+    payload: bytes | memoryview | None
     """None = the sender left it out on purpose."""
     delivery: group_pb2.Delivery | None = None
     """On delivery only."""
@@ -55,53 +76,55 @@ class PartAssembler:
     def __init__(self, max_group_bytes: int | None = None) -> None:
         """Throw payloads above max_group_bytes away as they come, with an error in their place."""
         self._max_group_bytes = max_group_bytes
-        self._first: group_pb2.GroupPart | None = None
-        self._pieces: list[bytes] = []
+        self._header: group_pb2.GroupHeader | None = None
+        self._first: Part | None = None
+        self._pieces: list[bytes | memoryview] = []
         self._missing = 0
 
-    def add(self, part: group_pb2.GroupPart) -> AssembledGroup | None:
+    def add(self, part: Part) -> AssembledGroup | None:
         """Take the next part; return the group if it was its last.
 
         Raises:
             InvalidGroupError: a part that belongs to no group, or more bytes than its header says.
         """
-        if part.HasField("header"):
-            if self._first is not None:
+        if part.header is not None:
+            if self._header is not None:
                 raise InvalidGroupError(
-                    f"group {self._first.header.group_id}: {self._missing} payload bytes are missing "
+                    f"group {self._header.group_id}: {self._missing} payload bytes are missing "
                     f"when group {part.header.group_id} begins"
                 )
-            self._first, self._pieces = part, []
+            self._first, self._header, self._pieces = part, part.header, []
             self._missing = 0 if part.header_only else part.header.payload_bytes
-        elif self._first is None:
+        if self._first is None or self._header is None:
             raise InvalidGroupError("the stream continues a group that never began: its first part has no header")
-        return self._add_payload(self._first, part.payload)
+        return self._add_payload(self._first, self._header, part.payload)
 
     def check_complete(self) -> None:
         """Raise InvalidGroupError when the stream ended in the middle of a group."""
-        if self._first is not None:
+        if self._header is not None:
             raise InvalidGroupError(
-                f"group {self._first.header.group_id}: the stream ended with {self._missing} payload bytes missing"
+                f"group {self._header.group_id}: the stream ended with {self._missing} payload bytes missing"
             )
 
-    def _add_payload(self, first: group_pb2.GroupPart, payload: bytes) -> AssembledGroup | None:
+    def _add_payload(
+        self, first: Part, header: group_pb2.GroupHeader, payload: bytes | memoryview
+    ) -> AssembledGroup | None:
         self._missing -= len(payload)
         if self._missing < 0:
             raise InvalidGroupError(
-                f"group {first.header.group_id}: {-self._missing} bytes more than its payload_bytes "
-                f"{first.header.payload_bytes}"
+                f"group {header.group_id}: {-self._missing} bytes more than its payload_bytes {header.payload_bytes}"
             )
-        error = self._limit_error(first.header)
+        error = self._limit_error(header)
         if error is None:
             self._pieces.append(payload)
         if self._missing > 0:
             return None
-        self._first = None
+        self._first = self._header = None
         whole = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         return AssembledGroup(
-            header=first.header,
+            header=header,
             payload=None if first.header_only or error else whole,
-            delivery=first.delivery if first.HasField("delivery") else None,
+            delivery=first.delivery,
             error=error,
         )
 

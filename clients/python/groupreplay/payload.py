@@ -17,6 +17,8 @@ from groupreplay.errors import InvalidGroupError
 MAGIC = b"GRPLAY\x00\x01"
 ALIGNMENT = 8
 DTYPES = frozenset({"uint8", "int32", "int64", "float16", "float32", "float64"})
+_ITEM_BYTES = {name: np.dtype(name).itemsize for name in DTYPES}
+_NAMES = {np.dtype(name): name for name in DTYPES}
 MAX_DIMENSIONS = 32
 MAX_ELEMENTS = 2**40
 
@@ -34,7 +36,7 @@ class Column:
     @property
     def size_bytes(self) -> int:
         """Bytes without padding."""
-        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
+        return _ITEM_BYTES[self.dtype] * math.prod(self.shape)
 
     @property
     def elements_bound(self) -> int:
@@ -58,19 +60,20 @@ def encode_payload(group_id: str, arrays: Mapping[str, Array]) -> tuple[list[Col
         InvalidGroupError: an array's dtype is not one of DTYPES.
     """
     columns: list[Column] = []
-    pieces = [MAGIC]
+    pieces: list[bytes | memoryview] = [MAGIC]
     for name, array in arrays.items():
-        if array.dtype.name not in DTYPES:
+        dtype = _NAMES.get(array.dtype) or array.dtype.name  # numpy takes its time to make up a name
+        if dtype not in DTYPES:
             raise InvalidGroupError(
                 f"group {group_id}: column {name!r} has dtype {array.dtype}; a payload holds {sorted(DTYPES)}"
             )
         data = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        columns.append(Column(name, array.dtype.name, array.shape))
-        pieces += [data.tobytes(), bytes(_padding(data.nbytes))]
+        columns.append(Column(name, dtype, array.shape))
+        pieces += [data.reshape(-1).view(np.uint8).data, bytes(_padding(data.nbytes))]
     return columns, b"".join(pieces)
 
 
-def check_payload(group_id: str, columns: Sequence[Column], size: int, start: bytes) -> None:
+def check_payload(group_id: str, columns: Sequence[Column], size: int, start: bytes | memoryview) -> None:
     """Raise InvalidGroupError unless a payload of `size` bytes beginning with `start` can hold these columns."""
     if size != payload_size(columns):
         raise InvalidGroupError(
@@ -84,7 +87,7 @@ def check_payload(group_id: str, columns: Sequence[Column], size: int, start: by
         )
 
 
-def decode_payload(group_id: str, columns: Sequence[Column], payload: bytes) -> dict[str, Array]:
+def decode_payload(group_id: str, columns: Sequence[Column], payload: bytes | memoryview) -> dict[str, Array]:
     """Return read-only views of the payload's columns by name.
 
     Raises:

@@ -6,10 +6,12 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from groupreplay.group_messages import InsertMessage
 from groupreplay_server.access import RULES, Access, Reach, current_caller
 
 _NAMED = ("run", "table", "name")
 """What of a request the audit log says."""
+Request = Message | InsertMessage
 
 
 class CheckedCall:
@@ -33,7 +35,7 @@ class CheckedCall:
         if RULES[self._rpc].reach is not Reach.RUN_OR_ALL:
             self._access.check_run(caller, self._rpc, names.get("run", ""))
 
-    def check(self, request: Message) -> None:
+    def check(self, request: Request) -> None:
         """Check the only or first message of a call.
 
         Raises:
@@ -45,7 +47,7 @@ class CheckedCall:
         if RULES[self._rpc].reach is Reach.RUN_OR_ALL:
             subject.run = run
 
-    async def stream(self, requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+    async def stream(self, requests: AsyncIterator[Request]) -> AsyncIterator[Request]:
         """Pass the messages of a stream on: the first is checked, and a caller that owes bytes is made to wait."""
         first = True
         async for request in requests:
@@ -72,14 +74,20 @@ class CheckedCall:
         if wait_s := self.charge(message):
             await asyncio.sleep(wait_s)
 
-    def charge(self, message: Message | bytes) -> float:
+    def charge(self, message: Request | bytes) -> float:
         """Count the bytes of a message; return how many seconds to wait before more of a stream."""
         if not self._access.counts_bytes:
             return 0.0
-        return self._access.charge(len(message) if isinstance(message, bytes) else message.ByteSize())
+        return self._access.charge(_size_bytes(message))
 
     def _note(self, names: Mapping[str, str]) -> None:
         self.target |= {name: names[name][:128] for name in _NAMED if names.get(name)}
+
+
+def _size_bytes(message: Request | bytes) -> int:
+    if isinstance(message, bytes):
+        return len(message)
+    return message.size_bytes if isinstance(message, InsertMessage) else message.ByteSize()
 
 
 def subject_of(rpc: str, request: Any) -> Any:

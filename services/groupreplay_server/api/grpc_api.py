@@ -9,9 +9,10 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from groupreplay.errors import InvalidRequestError
+from groupreplay.group_messages import read_insert_request, read_insert_stream_request
 from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.access import Access, note_peer
-from groupreplay_server.api.checked_call import CheckedCall
+from groupreplay_server.api.checked_call import CheckedCall, Request
 from groupreplay_server.api.grpc_errors import abort
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.observed_call import observed
@@ -19,6 +20,10 @@ from groupreplay_server.api.operations import SERVICE, Operations
 
 _REPLY_MARGIN_S = 0.1
 """An answer that says why is sent this long before the caller's deadline, or it would never be read."""
+_READ_BY_HAND: dict[type[Message], Callable[[bytes], Request]] = {
+    pb.InsertRequest: read_insert_request,
+    pb.InsertStreamRequest: read_insert_stream_request,
+}
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -94,9 +99,10 @@ def _admitted(request: Any, checked: CheckedCall, request_class: type[Message], 
     return message
 
 
-def _parse(request_class: type[Message], data: bytes) -> Message:
+def _parse(request_class: type[Message], data: bytes) -> Request:
+    read = _READ_BY_HAND.get(request_class, request_class.FromString)
     try:
-        return request_class.FromString(data)
+        return read(data)
     except DecodeError as error:
         raise InvalidRequestError(
             f"{len(data)} bytes came that are no {request_class.__name__}: {error}; make them with the protos of "

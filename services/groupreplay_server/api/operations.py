@@ -6,6 +6,7 @@ from typing import Any
 
 from groupreplay import convert, convert_diagnosis, convert_history, convert_listing, convert_pieces, convert_tables
 from groupreplay.errors import GroupReplayError, InternalError, InvalidRequestError, StoreUnavailableError
+from groupreplay.group_messages import InsertMessage
 from groupreplay.groups import check_name
 from groupreplay.parts import AssembledGroup, PartAssembler
 from groupreplay.request_ids import current_request_id
@@ -50,12 +51,11 @@ class Operations:
         """Raise UnknownTableError, or UnknownRunError, unless the table is there."""
         await self._service.table_config(run, table)
 
-    async def insert(self, request: pb.InsertRequest) -> pb.InsertResponse:
+    async def insert(self, request: InsertMessage) -> pb.InsertResponse:
         check_at_once(len(request.groups), "groups", "Insert")
-        groups = [AssembledGroup(group.header, group.payload or None) for group in request.groups]
-        return await self.insert_groups(request.run, request.table, groups)
+        return await self.insert_groups(request.run, request.table, request.groups)
 
-    async def insert_stream(self, requests: AsyncIterator[pb.InsertStreamRequest]) -> AsyncIterator[pb.InsertResponse]:
+    async def insert_stream(self, requests: AsyncIterator[InsertMessage]) -> AsyncIterator[pb.InsertResponse]:
         run = table = ""
         assembler: PartAssembler | None = None
         async for request in requests:

@@ -41,7 +41,7 @@ class Backend(AsyncDataAccessCommands, ABC):
         keys: Sequence[str],
         arguments: Sequence[Value],
         *,
-        payloads: Mapping[str, bytes],
+        payloads: Mapping[str, bytes | memoryview],
         durability: Durability,
     ) -> Any:
         """Write payloads, then run a script over the keys of one slot, unless one of the payloads was refused.
@@ -91,7 +91,7 @@ class SingleRedis(Backend):
         keys: Sequence[str],
         arguments: Sequence[Value],
         *,
-        payloads: Mapping[str, bytes],
+        payloads: Mapping[str, bytes | memoryview],
         durability: Durability,
     ) -> Any:
         barrier = barrier_beside(keys[0]) if durability is not Durability.MEMORY else ""

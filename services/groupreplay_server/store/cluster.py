@@ -55,7 +55,7 @@ class RedisCluster(Backend):
         keys: Sequence[str],
         arguments: Sequence[Value],
         *,
-        payloads: Mapping[str, bytes],
+        payloads: Mapping[str, bytes | memoryview],
         durability: Durability,
     ) -> Any:
         if payloads:

@@ -36,6 +36,8 @@ REPLY_TIMEOUT_S = 10.0
 RECONNECT_S = 0.2
 QUIET_S = 5.0
 """A subscription that was quiet for so long is tested with a ping, and left when that is not answered either."""
+READ_BYTES = 2**20
+"""Read at once at most, where redis-py would take 64 KiB at a time of payloads that are megabytes long."""
 MAX_CONNECTIONS = 4096
 """Per server; a wait for durability holds one."""
 
@@ -95,6 +97,7 @@ def _connection_options(address: RedisAddress, access: RedisAccess) -> dict[str,
         "retry": Retry(NoBackoff(), 1),
         "protocol": 2,
         "max_connections": MAX_CONNECTIONS,
+        "socket_read_size": READ_BYTES,
     }
     return options | _tls_options(address, access)
 

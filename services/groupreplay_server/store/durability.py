@@ -8,7 +8,7 @@ from redis.exceptions import ResponseError
 
 from groupreplay.errors import DurabilityNotReachedError, InvalidRequestError
 
-Command = tuple[str | bytes | int | float, ...]
+Command = tuple[str | bytes | memoryview | int | float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

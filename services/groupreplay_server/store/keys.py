@@ -5,6 +5,7 @@ on Redis Cluster too. Payload keys carry no tag: their bytes spread over all sha
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 PREFIX = "gr1"
 """Names the key layout; a new layout takes a new prefix."""
@@ -80,10 +81,9 @@ class TableKeys:
         """Return the index key of this name."""
         return f"{PREFIX}:{{{self.run}}}:{self.table}:{name}"
 
-    def all(self) -> list[str]:
+    def all(self) -> tuple[str, ...]:
         """Return the keys in the order in which the scripts declare them."""
-        run = RunKeys(self.run)
-        return [run.policy, run.key("quota"), run.key("usage"), *(self.key(name) for name in _TABLE_KEYS)]
+        return _all_keys(self.run, self.table)
 
     @property
     def atropos(self) -> str:
@@ -93,6 +93,12 @@ class TableKeys:
     def payload(self, member: str) -> str:
         """Return the key of a payload; member = group_id/payload_ref, as the garbage set has it."""
         return f"{PAYLOADS}{self.run}/{self.table}/{member}"
+
+
+@lru_cache(1024)  # every call of every script needs them
+def _all_keys(run_name: str, table: str) -> tuple[str, ...]:
+    run, keys = RunKeys(run_name), TableKeys(run_name, table)
+    return (run.policy, run.key("quota"), run.key("usage"), *(keys.key(name) for name in _TABLE_KEYS))
 
 
 def barrier_beside(key: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
@@ -22,6 +22,7 @@ from groupreplay_server.store.durability import (
     wait_for_disk,
     wait_for_replicas,
 )
+from groupreplay_server.store.packing import packing_fast
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
@@ -49,6 +50,8 @@ class Node:
     def __init__(self, client: Redis, limits: WaitLimits, *, moves: bool = False) -> None:
         """Use this client, which decodes nothing; close() closes it. A master behind Sentinel moves."""
         self.client = client
+        pool = client.connection_pool
+        pool.connection_class = packing_fast(cast(Any, pool.connection_class))
         self._limits = limits
         self._moves = moves
         self._doubted = False

@@ -22,7 +22,7 @@ class IncomingGroup:
     """What the table's PrioritySource says, until a caller sets another."""
     reward_mean: float
     header: bytes
-    payload: bytes | None
+    payload: bytes | memoryview | None
     """None = not stored: the table will never deliver it."""
 
 

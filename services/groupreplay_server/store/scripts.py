@@ -104,7 +104,7 @@ async def call_script(
     values: Mapping[str, Value],
     records: Iterable[Sequence[Value]] = (),
     *,
-    payloads: Mapping[str, bytes] | None = None,
+    payloads: Mapping[str, bytes | memoryview] | None = None,
     durability: Durability = Durability.MEMORY,
 ) -> Any:
     """Run a script atomically and return its answer.

@@ -11,6 +11,7 @@ from fastapi import Request
 from google.protobuf.message import Message
 
 from groupreplay.errors import GroupReplayError, InvalidRequestError
+from groupreplay.group_messages import read_batch_response, read_groups_response
 from groupreplay.parts import AssembledGroup, PartAssembler
 from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.api.checked_call import CheckedCall
@@ -234,11 +235,12 @@ class Call:
 
     async def _groups(self, messages: AsyncGenerator[bytes]) -> AsyncGenerator[dict[str, Json]]:
         assembler = PartAssembler()
-        answer: Any = message_class(self.route.method.output_type)
+        has_batch = "batch" in self.route.method.output_type.fields_by_name
+        read = read_batch_response if has_batch else read_groups_response
         async with aclosing(messages):
             async for data in messages:
-                message = answer.FromString(data)
-                if "batch" in message.DESCRIPTOR.fields_by_name and message.HasField("batch"):
+                message = read(data)
+                if message.batch is not None:
                     yield {"batch": to_json(message.batch)}
                 for part in message.parts:
                     if (whole := assembler.add(part)) is not None:

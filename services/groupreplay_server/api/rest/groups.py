@@ -44,7 +44,9 @@ _COLUMN_FIELDS = ["dtype", "shape", "values"]
 # Out
 
 
-def group_to_json(header: group_pb2.GroupHeader, payload: bytes | None, *, as_base64: bool) -> dict[str, Json]:
+def group_to_json(
+    header: group_pb2.GroupHeader, payload: bytes | memoryview | None, *, as_base64: bool
+) -> dict[str, Json]:
     """Return a group; without a payload only what its header says.
 
     Raises:

@@ -15,12 +15,23 @@ end
 
 local room = limits.fill == 'sample' and math.huge or limits.fresh_capacity - redis.call('ZCARD', fresh)
 local most_groups, most_bytes = unpack(redis.call('HMGET', quota, 'max_groups', 'max_bytes'))
+local sequence = tonumber(redis.call('HGET', state, 'sequence') or 0)
+local any_partial = redis.call('EXISTS', opened) == 1
+local any_admitted = redis.call('EXISTS', admitted) == 1
+
+-- What the groups of this call add up to. It is written once, at the end: for each group it would cost as much as
+-- storing the group does.
+local added = { groups = 0, bytes = 0, effective = 0, fresh_effective = 0, tasks = {} }
 
 -- What pieces of the group hold makes room for the whole.
 local function over_quota(bytes, partial)
+  if not most_groups and not most_bytes then
+    return false
+  end
   local groups, held = unpack(redis.call('HMGET', usage, 'groups', 'bytes'))
-  return (most_groups and tonumber(groups or 0) - (partial and 1 or 0) >= tonumber(most_groups))
-    or (most_bytes and tonumber(held or 0) - (partial and partial.bytes or 0) + bytes > tonumber(most_bytes))
+  return (most_groups and tonumber(groups or 0) + added.groups - (partial and 1 or 0) >= tonumber(most_groups))
+    or (most_bytes and tonumber(held or 0) + added.bytes - (partial and partial.bytes or 0) + bytes
+      > tonumber(most_bytes))
 end
 
 -- Whether inserts are too far ahead of samples.
@@ -28,7 +39,8 @@ local function over_rate()
   if not limits.samples_per_insert or redis.call('ZCARD', recency) < limits.min_size_to_sample then
     return false
   end
-  return samples_due(1) > limits.max_diff
+  local joined = limits.replay_ineffective == 1 and added.groups or added.effective
+  return samples_due(1 + joined) > limits.max_diff
 end
 
 -- Bytes that would be over the table's limit even without any replay.
@@ -38,7 +50,7 @@ local function over_bytes(bytes, partial)
   end
   local held, replay_held = unpack(redis.call('HMGET', state, 'payload_bytes', 'replay_bytes'))
   local released = tonumber(replay_held or 0) + (partial and partial.bytes or 0)
-  return tonumber(held or 0) - released + bytes > limits.capacity_bytes
+  return tonumber(held or 0) + added.bytes - released + bytes > limits.capacity_bytes
 end
 
 local function refusal(group)
@@ -71,7 +83,7 @@ local function refusal(group)
 end
 
 local function use_admission(producer_id)
-  local packed = producer_id ~= '' and redis.call('HGET', admitted, producer_id)
+  local packed = any_admitted and producer_id ~= '' and redis.call('HGET', admitted, producer_id)
   if packed then
     local admission = cmsgpack.unpack(packed)
     if admission[1] > 1 then
@@ -87,7 +99,7 @@ local function place(group)
   if limits.fill ~= 'sample' then
     redis.call('ZADD', fresh, group.sequence, group.id)
     if group.effective then
-      redis.call('HINCRBY', state, 'fresh_effective', 1)
+      added.fresh_effective = added.fresh_effective + 1
     end
     room = room - 1
   elseif group.effective or limits.replay_ineffective == 1 then
@@ -105,25 +117,34 @@ local function insert(group)
   if group.partial then
     complete_partial(group.id, group.partial)
   end
-  group.sequence = redis.call('HINCRBY', state, 'sequence', 1)
+  group.sequence = sequence + added.groups + 1
   group.effective = group.reward_std > limits.min_reward_std
   group.inserted_ms = now_ms
   redis.call('HSET', headers, group.id, group.header)
   redis.call('HSET', facts, group.id, pack_fact(group))
-  redis.call('HINCRBY', usage, 'groups', 1)
-  redis.call('HINCRBY', usage, 'bytes', group.bytes)
-  evict_for_bytes(group.bytes)
-  redis.call('HINCRBY', state, 'payload_bytes', group.bytes)
-  count('inserted', 1)
-  count(group.effective and 'inserted_effective' or 'inserted_ineffective', 1)
-  count_task(group.effective and 'inserted_effective' or 'inserted_ineffective', group.task)
+  evict_for_bytes(added.bytes + group.bytes)
+  added.groups, added.bytes = added.groups + 1, added.bytes + group.bytes
+  added.effective = added.effective + (group.effective and 1 or 0)
+  local event = group.effective and 'inserted_effective' or 'inserted_ineffective'
+  added.tasks[event] = added.tasks[event] or {}
+  added.tasks[event][group.task] = (added.tasks[event][group.task] or 0) + 1
   place(group)
 end
 
--- The connection repeats a call whose answer it lost: the group is there, and its payload is the one this call wrote.
-local function is_own(group)
-  local fact = group.payload_ref ~= '' and read_fact(group.id)
-  return fact and fact.payload_ref == group.payload_ref
+local function write_added()
+  redis.call('HINCRBY', state, 'sequence', added.groups)
+  redis.call('HINCRBY', state, 'payload_bytes', added.bytes)
+  redis.call('HINCRBY', state, 'fresh_effective', added.fresh_effective)
+  redis.call('HINCRBY', usage, 'groups', added.groups)
+  redis.call('HINCRBY', usage, 'bytes', added.bytes)
+  count('inserted', added.groups)
+  count('inserted_effective', added.effective)
+  count('inserted_ineffective', added.groups - added.effective)
+  for event, tasks_added in pairs(added.tasks) do
+    for task, amount in pairs(tasks_added) do
+      count_task(event, task, amount)
+    end
+  end
 end
 
 local heard = {} -- producer_id -> what this call changed
@@ -139,7 +160,7 @@ local function drop_payload(group)
   end
 end
 
-local results, inserted = {}, 0
+local results = {}
 for i = 4, #ARGV, 12 do
   local group = {
     id = ARGV[i], header = ARGV[i + 1], version_min = tonumber(ARGV[i + 2]), version_max = tonumber(ARGV[i + 3]),
@@ -147,14 +168,16 @@ for i = 4, #ARGV, 12 do
     prompt_id = ARGV[i + 7], producer_id = ARGV[i + 8], task = ARGV[i + 9], priority = tonumber(ARGV[i + 10]),
     reward_mean = tonumber(ARGV[i + 11]),
   }
-  if is_own(group) then
+  local fact = read_fact(group.id)
+  if fact and group.payload_ref ~= '' and fact.payload_ref == group.payload_ref then
+    -- The connection repeats a call whose answer it lost: the payload is the one this call wrote.
     results[#results + 1] = 'INSERTED'
-  elseif redis.call('HEXISTS', facts, group.id) == 1 or redis.call('ZSCORE', seen, group.id) then
+  elseif fact or redis.call('ZSCORE', seen, group.id) then
     count('duplicate', 1)
     drop_payload(group)
     results[#results + 1] = 'DUPLICATE'
   else
-    group.partial = read_partial(group.id)
+    group.partial = any_partial and read_partial(group.id) or nil
     local refused = refusal(group)
     if refused then
       local event = 'refused_' .. string.lower(string.match(refused, '^%S+'))
@@ -169,7 +192,6 @@ for i = 4, #ARGV, 12 do
       if group.effective then
         note_producer(group.producer_id, 'effective')
       end
-      inserted = inserted + 1
     end
     results[#results + 1] = refused or 'INSERTED'
   end
@@ -178,7 +200,8 @@ end
 for producer_id, changes in pairs(heard) do
   hear(producer_id, changes)
 end
-if inserted > 0 then
+if added.groups > 0 then
+  write_added()
   redis.call('HSET', state, 'last_insert_ms', now_ms)
   if limits.fill == 'sample' then
     wake('replay', redis.call('ZCARD', recency))

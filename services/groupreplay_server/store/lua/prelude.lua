@@ -70,12 +70,12 @@ local function count(name, amount)
   end
 end
 
-local function count_task(event, task)
+local function count_task(event, task, amount)
   local name = event .. ':' .. task
   if redis.call('HEXISTS', tasks, name) == 0 and redis.call('HLEN', tasks) >= TASKS_KEPT then
     name = event .. ':(other tasks)'
   end
-  redis.call('HINCRBY', tasks, name, 1)
+  redis.call('HINCRBY', tasks, name, amount or 1)
 end
 
 local function wake(what, amount)

@@ -1,0 +1,1 @@
+"""How fast the service is, against what people would use instead and against what the machine can do: `make bench`."""
