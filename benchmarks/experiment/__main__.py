@@ -1,6 +1,7 @@
 """`make experiment`: run what is missing, then write the tables and the pictures."""
 
 import argparse
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -12,9 +13,12 @@ from rich.console import Console
 from experiment.arms import EXTRA, MAIN
 from experiment.plan import LEARNING_RATES, TASKS, Plan
 from experiment.report import write_report
-from experiment.results import read_results
+from experiment.results import RUNS, read_results
 from experiment.runner import Runner
 from groupreplay_demo.children import INTERRUPTS
+
+PUBLISHED = Path(__file__).resolve().parent / "published"
+"""The runs behind docs/explanation/results.md, with their tables and pictures."""
 
 
 def main() -> int:
@@ -23,6 +27,8 @@ def main() -> int:
     for number in INTERRUPTS:
         signal.signal(number, _interrupt)
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    if arguments.published:
+        _start_from_published(arguments.folder)
     runner = Runner(folder=arguments.folder, workers=arguments.workers, console=console)
     try:
         results = read_results(runner.results_file) if arguments.report else runner.run(plan_of(arguments))
@@ -34,6 +40,13 @@ def main() -> int:
         return 1
     write_report(results, arguments.folder, console)
     return 0
+
+
+def _start_from_published(folder: Path) -> None:
+    """Take the published runs over, unless the folder has runs already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / RUNS).exists():
+        shutil.copy(PUBLISHED / RUNS, folder / RUNS)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -71,6 +84,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="steps of every run (default: 120, on countdown3 40)")
     parser.add_argument("--no-extra", action="store_true", help="without group sizes, RLOO and generators ahead")
     parser.add_argument("--quick", action="store_true", help="GRPO and POPO on addition, two seeds: minutes")
+    parser.add_argument("--published", action="store_true", help="take the published runs over, run what they lack")
     parser.add_argument("--report", action="store_true", help="only write tables and pictures of what is finished")
     arguments = parser.parse_args()
     if min(1 if arguments.steps is None else arguments.steps, arguments.seeds, arguments.workers) < 1:

@@ -10,6 +10,7 @@ import numpy as np
 
 from line_file import append_line, whole_lines
 
+RUNS: Final = "runs.jsonl"
 SMOOTHED_OVER: Final = 2
 """Accuracies are means of two evaluations: one alone, of 1,024 rollouts, has a standard error of about 0.012."""
 

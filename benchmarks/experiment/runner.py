@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiment.plan import Plan, RunSpec
-from experiment.results import Result, append_result, read_results
+from experiment.results import RUNS, Result, append_result, read_results
 from experiment.worker import run_one
 from groupreplay_demo.local_service import free_address, local_service
 from groupreplay_tinylm import builtin_checkpoint
@@ -33,7 +33,7 @@ class Runner:
     @property
     def results_file(self) -> Path:
         """Where finished runs are."""
-        return self.folder / "runs.jsonl"
+        return self.folder / RUNS
 
     def run(self, plan: Plan) -> dict[str, Result]:
         """Run what of the plan is missing, in its three phases; return all results."""

@@ -117,6 +117,19 @@ def test_an_interval_holds_its_mean_and_is_the_same_every_time() -> None:
     assert spread == Interval.of([0.1, 0.2, 0.3, 0.4])
 
 
+def test_the_published_tables_are_those_of_the_published_runs(tmp_path: Path) -> None:
+    """Whoever doubts a figure makes it anew from the raw numbers of each seed."""
+    command = [sys.executable, "-m", "experiment", "--folder", str(tmp_path), "--published", "--report"]
+    environment = plain_environment() | {"PYTHONPATH": os.pathsep.join(["benchmarks", *sys.path[1:]])}
+    subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, timeout=100, check=True)
+    published = ROOT / "benchmarks/experiment/published"
+    for name in ("runs.jsonl", "results.md", "summary.json"):
+        assert (tmp_path / name).read_text() == (published / name).read_text(), f"make it again: {name}"
+    for row in json.loads((published / "summary.json").read_text()):
+        assert f"| {row['arm']} | {row['runs']} | {row['lr']:g} |" in (published / "results.md").read_text()
+    assert {path.name for path in tmp_path.glob("*.png")} == {path.name for path in published.glob("*.png")}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_an_experiment_runs_and_goes_on_where_it_was(tmp_path: Path) -> None:
