@@ -28,7 +28,7 @@ PEER_PYTHON ?= $(PYTHON)
 VLLM_WARNINGS := -W ignore::DeprecationWarning -W ignore::ResourceWarning \
                  -W ignore::pytest.PytestUnraisableExceptionWarning
 
-.PHONY: help demo test test-long test-ui test-vllm test-atropos faults experiment bench bench-quick bench-peers soak check format protos sync-client reference constraints wheel-test clean
+.PHONY: help demo test test-long test-ui test-vllm test-atropos test-ops faults experiment bench bench-quick bench-peers soak check lint-helm lint-images format protos sync-client reference constraints wheel-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ test-vllm: $(VLLM_VENV)/installed ## run the tests of the vLLM engines, on a rea
 
 test-atropos: $(ATROPOS_VENV)/installed ## run atroposlib's environments and trainer against the service: 2 GB, minutes
 	OMP_WAIT_POLICY=PASSIVE $(ATROPOS_VENV)/bin/pytest -m atropos tests/real_atropos -W ignore::DeprecationWarning $(ARGS)
+
+test-ops: $(VENV)/ops-installed ## run the tests of rules, dashboard and chart: a live Prometheus (apt install prometheus), Helm
+	$(BIN)/pytest -m ops tests/ops $(ARGS)
 
 faults: $(VENV)/dev-installed ## kill services, Redis, trainers, producers under load, and look for losses; KILLS=50 SEED=0
 	@PYTHONPATH=tests $(BIN)/python -m faults --seed $(SEED) $(if $(KILLS),--kills $(KILLS)) $(ARGS)
@@ -76,9 +79,17 @@ check: $(VENV)/dev-installed ## lint, types, import directions, generated files
 	$(BIN)/python scripts/generate_protos.py --check
 	$(BIN)/python scripts/generate_sync_client.py --check
 	$(BIN)/python scripts/generate_reference.py --check
+	$(BIN)/python scripts/generate_dashboard.py --check
+	$(BIN)/python scripts/generate_chart_reference.py --check
 	$(BIN)/python scripts/generate_openapi.py --check
 	PYTHONPATH=benchmarks $(BIN)/python -m service.page --check
 	$(BIN)/python scripts/check_lua.py
+
+lint-helm: $(VENV)/ops-installed ## lint and render the chart with Helm 3 and 4, validate it for Kubernetes 1.25 to 1.35
+	$(BIN)/python scripts/lint_chart.py
+
+lint-images: $(VENV)/ops-installed ## lint the Dockerfiles
+	$(BIN)/hadolint --failure-threshold style services/docker/*.Dockerfile
 
 format: $(VENV)/dev-installed ## format, and fix what can be fixed
 	$(BIN)/ruff check --fix
@@ -90,8 +101,10 @@ protos: $(VENV)/dev-installed ## generate the Python modules of protos/
 sync-client: $(VENV)/dev-installed ## generate client.py from async_client.py
 	$(BIN)/python scripts/generate_sync_client.py
 
-reference: $(VENV)/dev-installed ## write the generated pages of docs/reference
+reference: $(VENV)/dev-installed ## write the generated pages of docs/reference, the chart's schema and the dashboard
 	$(BIN)/python scripts/generate_reference.py
+	$(BIN)/python scripts/generate_chart_reference.py
+	$(BIN)/python scripts/generate_dashboard.py
 	$(BIN)/python scripts/generate_openapi.py
 
 constraints: $(VENV)/dev-installed ## pin what is installed now in constraints.txt
@@ -119,6 +132,10 @@ $(VENV)/dev-installed: $(VENV)/demo-installed
 	@echo "installing the development tools into $(VENV), once ..."
 	$(PIP) --group dev
 	@$(PIP) --group compiled || echo "reasoning-gym needs a C compiler; its tests will be skipped"
+	@touch $@
+
+$(VENV)/ops-installed: $(VENV)/dev-installed
+	$(PIP) --group ops
 	@touch $@
 
 $(VENV)/ui-installed: $(VENV)/dev-installed

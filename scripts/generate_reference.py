@@ -5,7 +5,7 @@ import ast
 import inspect
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +19,8 @@ from groupreplay_admin.observing import Pace
 from groupreplay_admin.statuses import Status
 from groupreplay_admin.whole_group import ShownGroup, ShownRollout
 from groupreplay_cli import COMMANDS, variable_of
+from groupreplay_generator import metrics as generator_metrics
+from groupreplay_server.api.metric_families import FAMILIES, Family, RedisFamily, TableFamily
 from groupreplay_trainer.alarms import ALARMS
 from groupreplay_trainer.metrics import ALARM, MEASURES, PREFIX, UNDONE, Measure
 
@@ -114,7 +116,21 @@ def _own_meanings(settings: type[Any]) -> dict[str, str]:
     return meanings
 
 
-_METRICS_HEAD = f"""# Metrics of the trainer
+_METRICS_HEAD = """# Metrics
+
+Every process serves Prometheus: the service at `/metrics` of its HTTP address, generator and trainer where
+`--metrics.listen` says. [Watch a deployment](../howto/watch-a-deployment.md) has rules, alerts and a dashboard.
+
+## Service
+
+What is of a table, a run or Redis is the same from every replica of the service, so take the maximum over instances,
+not the sum; calls, payload bytes and the staleness of what was delivered are each replica's own, so add them up.
+Tables and Redis are read once a second at most. Counters of a table are [its counters](counters.md).
+
+| Prometheus | kind | meaning |
+|---|---|---|"""
+
+_TRAINER_HEAD = f"""## Trainer
 
 Names in Prometheus begin with `{PREFIX}`. A gauge is the value of the newest step, and absent while that step
 has none, as in a batch without replay. A counter adds up since the trainer started; `run_dir/train.jsonl` has one line
@@ -123,7 +139,12 @@ for each step of the whole run. How to switch them on: [watch a training run](..
 | Prometheus | kind | train.jsonl | TensorBoard | meaning |
 |---|---|---|---|---|"""
 
-_ALARMS_HEAD = """## Alarms
+_GENERATOR_HEAD = """## Generator
+
+| Prometheus | kind | meaning |
+|---|---|---|"""
+
+_ALARMS_HEAD = """### Alarms
 
 Each has its line in the section `alarms` of the [settings](settings.md), under its own name.
 
@@ -132,13 +153,25 @@ Each has its line in the section `alarms` of the [settings](settings.md), under 
 
 
 def metrics_page() -> str:
-    """Return the page of what the trainer reports, and of its alarms."""
+    """Return the page of all metrics, and of the trainer's alarms."""
     rows = [_metric_row(measure) for measure in (*MEASURES, ALARM, UNDONE)]
     alarms = [
         f"| `{it.name}` | {it.what} | {'below' if it.lower else 'above'} its line | {it.meaning} | {it.advice} |"
         for it in ALARMS
     ]
-    return "\n".join([_METRICS_HEAD, *rows, "", _ALARMS_HEAD, *alarms, ""])
+    service = [_family_row(family) for family in FAMILIES]
+    generator = [f"| {_labelled(it.name, it.labels)} | {it.kind} | {it.meaning} |" for it in generator_metrics.MEASURES]
+    parts = [_METRICS_HEAD, *service, "", _GENERATOR_HEAD, *generator, "", _TRAINER_HEAD, *rows, "", _ALARMS_HEAD]
+    return "\n".join([*parts, *alarms, ""])
+
+
+def _family_row(family: Family) -> str:
+    first = {TableFamily: ("run", "table"), RedisFamily: ("node",)}.get(type(family), ())
+    return f"| {_labelled(family.shown, (*first, *family.labels))} | {family.kind} | {family.meaning} |"
+
+
+def _labelled(name: str, labels: Sequence[str]) -> str:
+    return f"`{name}{{{', '.join(labels)}}}`" if labels else f"`{name}`"
 
 
 def _metric_row(measure: Measure) -> str:

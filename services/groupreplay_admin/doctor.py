@@ -66,6 +66,11 @@ class DoctorSettings(ServiceSettings):
     json: bool = False
     """Print a JSON list of checks, for programs."""
 
+    @property
+    def host_port(self) -> str:
+        """host:port of the service; of any server that its name stands for."""
+        return self.server.removeprefix("dns:///")
+
 
 _DEFAULTS = DoctorSettings()
 
@@ -114,7 +119,7 @@ def _checks(settings: DoctorSettings) -> Iterator[Check]:
 def _service_checks(settings: DoctorSettings) -> Iterator[Check]:
     context = client_context(settings)
     if context is not None:
-        yield check_served(settings.server, context, timeout_s=settings.timeout_s)
+        yield check_served(settings.host_port, context, timeout_s=settings.timeout_s)
     if settings.cert_file is not None:
         yield from check_files(settings.cert_file, None)
     with open_client(settings) as client:
@@ -125,7 +130,7 @@ def _service_checks(settings: DoctorSettings) -> Iterator[Check]:
             return
         yield ok("grpc", f"{settings.server} answers in {took_ms:.1f} ms")
         if settings.http != "none":
-            address = settings.http or f"{settings.server.rpartition(':')[0] or '127.0.0.1'}:8080"
+            address = settings.http or f"{settings.host_port.rpartition(':')[0] or '127.0.0.1'}:8080"
             yield check_http(address, is_named=bool(settings.http), timeout_s=settings.timeout_s, context=context)
         yield from check_service(info, ahead_ms=ahead_ms)
         tables = client.list_tables()
@@ -152,7 +157,7 @@ def _check_tokens(client: Client, settings: DoctorSettings) -> Check:
     """Judge who may call: everybody, or those with tokens that are still good."""
     tokens = client.list_tokens()
     if not (settings.token or settings.token_file):  # and yet it answered
-        return check_open(settings.server)
+        return check_open(settings.host_port)
     return check_tokens(tokens, now_ms=now_ms())
 
 

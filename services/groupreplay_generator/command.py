@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import signal
-import sys
 from collections.abc import Coroutine
 from typing import Any
 
 from groupreplay import GroupReplayError
+from groupreplay.logs import configure_logging
 from groupreplay_generator.settings import EvaluatorSettings, GeneratorSettings
 from groupreplay_generator.tasks.extras import MissingPackageError
 
@@ -23,23 +23,23 @@ def generate(settings: GeneratorSettings = _GENERATOR) -> int:
     """
     from groupreplay_generator.generator import run_generator  # noqa: PLC0415  numpy and torch: not for --help
 
-    return _run(run_generator(settings), settings.threads)
+    return _run(run_generator(settings), settings)
 
 
 def evaluate(settings: EvaluatorSettings = _EVALUATOR) -> int:
     """Measure the policies of a run on held-out problems, as they are published."""
     from groupreplay_generator.evaluator import run_evaluator  # noqa: PLC0415
 
-    return _run(run_evaluator(settings), settings.threads)
+    return _run(run_evaluator(settings), settings)
 
 
-def _run(work: Coroutine[Any, Any, None], threads: int | None) -> int:
+def _run(work: Coroutine[Any, Any, None], settings: GeneratorSettings | EvaluatorSettings) -> int:
     """Run until the work ends or SIGTERM or SIGINT comes."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    if threads is not None:
+    configure_logging(settings.log_format)
+    if settings.threads is not None:
         import torch  # noqa: PLC0415
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(settings.threads)
     try:
         asyncio.run(_until_signal(work))
     except asyncio.CancelledError:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import zlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from groupreplay import (
     RolloutGroup,
 )
 from groupreplay_generator.engines import Engine, EngineAwayError, EngineResult, Sampling, create_engine
+from groupreplay_generator.metrics import GeneratorMetrics
 from groupreplay_generator.policy_follower import PolicyFollower, following, weights_label, weights_path
 from groupreplay_generator.prompting import Sampled, sample_problems
 from groupreplay_generator.scoring import Scorer
@@ -38,6 +39,7 @@ AWAY_PAUSE_S = 0.5
 async def run_generator(settings: GeneratorSettings) -> None:
     """Generate until cancelled. The service, the trainer and the run may come later, and go and come back."""
     task = create_task(settings.task, seed=settings.seed, train_problems=settings.train_problems)
+    metrics = GeneratorMetrics(settings.metrics.listen)
     async with (
         Scorer(task, settings) as scorer,
         AsyncClient(settings.server, **settings.login()) as client,
@@ -53,32 +55,39 @@ async def run_generator(settings: GeneratorSettings) -> None:
             vllm=settings.vllm,
         )
         follower.opened_with(first)
-        async with engine:
-            _log.info("generating %s for table %s/%s", settings.task, settings.run, settings.table)
-            generator = Generator(settings, client=client, engine=engine, task=task, scorer=scorer, follower=follower)
-            await generator.run()
+        with metrics:
+            async with engine:
+                _log.info("generating %s for table %s/%s", settings.task, settings.run, settings.table)
+                parts = Parts(
+                    client=client, engine=engine, task=task, scorer=scorer, follower=follower, metrics=metrics
+                )
+                await Generator(settings, parts).run()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a generator works with, all of it open."""
+
+    client: AsyncClient
+    engine: Engine
+    task: Task[Any]
+    scorer: Scorer
+    follower: PolicyFollower
+    metrics: GeneratorMetrics
 
 
 class Generator:
     """One producer of one table."""
 
-    def __init__(
-        self,
-        settings: GeneratorSettings,
-        *,
-        client: AsyncClient,
-        engine: Engine,
-        task: Task[Any],
-        scorer: Scorer,
-        follower: PolicyFollower,
-    ) -> None:
-        """Wire the parts, all of them open."""
+    def __init__(self, settings: GeneratorSettings, parts: Parts) -> None:
+        """Wire the parts."""
         self._settings = settings
-        self._client = client
-        self._engine = engine
-        self._task = task
-        self._scorer = scorer
-        self._follower = follower
+        self._client = parts.client
+        self._engine = parts.engine
+        self._task = parts.task
+        self._scorer = parts.scorer
+        self._follower = parts.follower
+        self._metrics = parts.metrics
         self._made = 0
         self._usable = np.empty(0, np.int64)
         self._unfit: set[str] = set()
@@ -101,18 +110,34 @@ class Generator:
 
     async def _generate_once(self) -> None:
         self._status = "waits until groups are wanted"
-        admission = await self._admission()
+        with self._metrics.stage("admission"):
+            admission = await self._admission()
         await self._follower.tell(admission.policy)
         drawn = self._draw(admission.groups) if admission.groups else {}
         missing = list(drawn.values())
         while missing:
-            sampled = await self._sample(missing)
+            with self._metrics.stage("sampling"):
+                sampled = await self._sample(missing)
             self._status = f"inserts {len(sampled)} groups"
-            await self._insert(await asyncio.gather(*(self._group(problem, result) for problem, result in sampled)))
+            with self._metrics.stage("scoring"):
+                groups = await asyncio.gather(*(self._group(problem, result) for problem, result in sampled))
+            self._note(groups)
+            with self._metrics.stage("inserting"):
+                await self._insert(groups)
             done = self._unfit.union(problem.prompt_id for problem, _ in sampled)
             missing = [problem for problem in missing if problem.prompt_id not in done]
         unfit = [index for index, problem in drawn.items() if problem.prompt_id in self._unfit]
         self._usable = np.setdiff1d(self._usable, unfit) if unfit else self._usable
+
+    def _note(self, groups: Sequence[RolloutGroup]) -> None:
+        """Let the metrics know what was sampled and scored."""
+        metrics = self._metrics
+        metrics.failed(self._scorer.failures)
+        metrics.version.set(self._engine.policy_version)
+        metrics.rollouts.inc(sum(len(group) for group in groups))
+        metrics.tokens.inc(sum(group.response_token_ids.size for group in groups))
+        if groups:
+            metrics.reward.set(float(np.mean([group.rewards.mean() for group in groups])))
 
     async def _beat(self) -> None:
         """Say every BEAT_S what this producer does, so that a diagnosis can tell a slow one from a dead one."""
@@ -198,6 +223,7 @@ class Generator:
                 )
         except EngineAwayError as error:
             self._status = str(error)
+            self._metrics.away.inc()
         await asyncio.sleep(AWAY_PAUSE_S)
         return sampled
 
@@ -211,6 +237,7 @@ class Generator:
     def _leave_out(self, problem: Problem[Any], error: ValueError) -> None:
         """Take note of a problem that the engine cannot take; it is not tried again."""
         self._unfit.add(problem.prompt_id)
+        self._metrics.unfit.inc()
         self._unfit_reason = f"({problem.prompt_id}: {error})"
         if len(self._unfit).bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...: a whole data set may be too long
             _log.warning("left out problem %s (%d so far): %s", problem.prompt_id, len(self._unfit), error)
@@ -253,7 +280,9 @@ class Generator:
                 async for result in self._insert_many(list(pending.values())):
                     if result.error is None or not result.error.retryable:
                         del pending[result.group_id]
+                        self._metrics.groups.labels(result.outcome.value).inc()
                     if result.outcome is not InsertOutcome.REFUSED:
+                        self._metrics.inserted_at.set_to_current_time()
                         acknowledged.append(result.group_id)
                     else:
                         _log.warning("%s", result.error)

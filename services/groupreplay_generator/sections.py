@@ -77,6 +77,26 @@ class VllmSettings:
         return os.environ.get(self.api_key_variable, "")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSettings:
+    """Where the generator can be watched.
+
+    Raises:
+        InvalidRequestError: the address is not host:port.
+    """
+
+    listen: str | None = None
+    """host:port at which Prometheus finds /metrics; port 0 takes a free one. Off by default."""
+
+    def __post_init__(self) -> None:
+        if self.listen is not None:
+            host, _, port = self.listen.rpartition(":")
+            if not (host and port.isdecimal() and int(port) < 65536):
+                raise InvalidRequestError(
+                    f"metrics.listen {self.listen!r} is not host:port, for example 127.0.0.1:9102"
+                )
+
+
 def check_engine(engine: str, vllm: VllmSettings, *, threads: int | None) -> None:
     """Raise InvalidRequestError for an engine that is not there, or settings that it would not read."""
     if engine not in ENGINES:

@@ -11,7 +11,8 @@ from cyclopts import Parameter
 from groupreplay.connection import Connection
 from groupreplay.errors import InvalidRequestError
 from groupreplay.groups import check_name
-from groupreplay_generator.sections import VllmSettings, check_engine
+from groupreplay.logs import LogFormat
+from groupreplay_generator.sections import MetricsSettings, VllmSettings, check_engine
 
 
 def _own_name() -> str:
@@ -64,8 +65,11 @@ class GeneratorSettings(Connection):
     """Seconds to try to insert groups before saying so; it goes on trying after that."""
     inserted_log: Path | None = None
     """Append the id of every acknowledged group to this file, to account for them afterwards."""
+    log_format: LogFormat = "text"
+    """text: lines for people; json: an object a line, for programs."""
 
     vllm: VllmSettings = field(default_factory=VllmSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
     def __post_init__(self) -> None:
         check_engine(self.engine, self.vllm, threads=self.threads)
@@ -117,6 +121,8 @@ class EvaluatorSettings(Connection):
     """Reward of a response whose verifier hangs, dies, raises or returns no finite number."""
     threads: int | None = None
     """Processor threads of torch; all by default."""
+    log_format: LogFormat = "text"
+    """text: lines for people; json: an object a line, for programs."""
 
     vllm: VllmSettings = field(default_factory=VllmSettings)
 

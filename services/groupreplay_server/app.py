@@ -18,6 +18,7 @@ from groupreplay_server.api.grpc_api import GrpcApi
 from groupreplay_server.api.grpc_server import GrpcServer
 from groupreplay_server.api.http_access import AccessMiddleware
 from groupreplay_server.api.http_api import HttpServer, make_app
+from groupreplay_server.api.http_request_ids import RequestIds
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.operations import Operations
 from groupreplay_server.api.running import RunningCalls
@@ -27,6 +28,7 @@ from groupreplay_server.closer import Closer
 from groupreplay_server.embedded import embedded_redis
 from groupreplay_server.exposure import check_exposure
 from groupreplay_server.janitor import Janitor
+from groupreplay_server.measuring import Measurer
 from groupreplay_server.rate_limiter import RateLimiter
 from groupreplay_server.readiness import Readiness
 from groupreplay_server.service import ReplayService
@@ -100,18 +102,25 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         access = Access(tokens if settings.asks_for_tokens else None, limiter, audit)
         closer = Closer(store, service.partial_groups, wakeups)
         operations = Operations(service, metrics)
-        grpc_server = GrpcServer(GrpcApi(operations, metrics, access), AccessInterceptor(access, metrics))
+        grpc_server = GrpcServer(
+            GrpcApi(operations, metrics, access),
+            AccessInterceptor(access, metrics),
+            max_connection_age_s=settings.max_connection_age_s,
+        )
         calls = RunningCalls()
         app = make_app(
             service=service,
             operations=operations,
+            measurer=Measurer(store),
             readiness=readiness,
             metrics=metrics,
             access=access,
             running=calls,
             atropos_table=settings.atropos_table,
         )
-        app.add_middleware(AccessMiddleware, access=access, open_metrics=settings.open_metrics, files=page_paths())
+        files = page_paths(at_root=not settings.atropos_table)
+        app.add_middleware(AccessMiddleware, access=access, open_metrics=settings.open_metrics, files=files)
+        app.add_middleware(RequestIds)
         http_server = HttpServer(app, calls, certificates)
         grpc_port = grpc_server.bind(settings.grpc_listen, certificates)
         http_port = http_server.bind(settings.http_listen)

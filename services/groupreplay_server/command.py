@@ -6,6 +6,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
+from groupreplay.logs import configure_logging
 from groupreplay_server.app import serve
 from groupreplay_server.embedded import EmbeddedRedisError
 from groupreplay_server.settings import ServerSettings
@@ -19,9 +20,7 @@ def run_server(settings: ServerSettings = _DEFAULTS) -> int:
     Without --redis-url it starts a private Redis in --data-dir, and stops it when it goes. SIGTERM drains: calls that
     wait are told to go elsewhere, running ones get --drain-s seconds.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    configure_logging(settings.log_format, settings.log_level)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         _run(serve(settings))

@@ -7,6 +7,7 @@ from typing import Literal
 
 from cyclopts import Parameter
 
+from groupreplay.logs import LogFormat
 from groupreplay_server.certificates import TlsFiles
 from groupreplay_server.rate_limiter import RateLimits
 from groupreplay_server.store.address import RedisAccess
@@ -74,12 +75,17 @@ class ServerSettings:
     """Calls per second of each token, on average, in this server; 2 seconds' worth at once. Unset = unlimited."""
     max_bytes_per_s: float | None = None
     """Bytes in and out per second of each token, on average, in this server. Unset = unlimited."""
+    max_connection_age_s: float | None = None
+    """Seconds after which a gRPC connection takes no more calls, so that its client looks for servers that came since;
+    running calls go on. Unset = connections last; set it where there are several servers behind one name."""
     drain_s: float = 10.0
     """Seconds that running calls get to end on SIGTERM."""
     ready_file: Path | None = None
     """Write the addresses as JSON to this file once the service answers."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe messages to log."""
+    log_format: LogFormat = "text"
+    """text: lines for people; json: an object a line, with the request id and what the call was about."""
 
     def redis_access(self) -> RedisAccess:
         """Return how to log in to Redis.
@@ -127,12 +133,12 @@ class ServerSettings:
         )
 
     def rate_limits(self) -> RateLimits:
-        """Return the limits of each caller.
+        """Return the limits of each caller; the age of connections is checked with them.
 
         Raises:
             OSError: one is not above 0.
         """
-        for name in ("max_calls_per_s", "max_bytes_per_s"):
+        for name in ("max_calls_per_s", "max_bytes_per_s", "max_connection_age_s"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise OSError(
                     f"--{name.replace('_', '-')} {value} must be finite and above 0; leave it out for no limit"

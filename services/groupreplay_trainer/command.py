@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import sys
 import threading
 from types import FrameType
 from typing import Annotated, Final
@@ -10,6 +9,7 @@ from typing import Annotated, Final
 from cyclopts import Parameter
 
 from groupreplay import GroupReplayError
+from groupreplay.logs import configure_logging
 from groupreplay_trainer.settings import TrainerSettings
 
 _DEFAULTS: Final = TrainerSettings()
@@ -27,7 +27,7 @@ def train(settings: Annotated[TrainerSettings, Parameter(name="*")] = _DEFAULTS)
     from groupreplay_trainer.service_calls import StarvedError  # noqa: PLC0415
     from groupreplay_trainer.trainer import TrainingConflictError, run_trainer  # noqa: PLC0415
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    configure_logging(settings.log_format)
     try:
         run_trainer(settings, stop=_stop_on_signal())
     except (

@@ -6,6 +6,7 @@ from typing import Literal
 
 from groupreplay import Connection, TableConfig
 from groupreplay.groups import check_name
+from groupreplay.logs import LogFormat
 from groupreplay_trainer.algorithms import ARMS, Algorithm, Arm
 from groupreplay_trainer.loss_config import LossConfig
 from groupreplay_trainer.sections import (
@@ -79,6 +80,8 @@ class TrainerSettings(Connection):
     """Published policy versions kept, at least 2."""
     progress: bool = True
     """Show a progress bar in place of a log line for each step, where standard error is a terminal."""
+    log_format: LogFormat = "text"
+    """text: lines for people; json: an object a line, for programs."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)

@@ -2,6 +2,7 @@
 
 import httpx
 import pytest
+import redis
 from atropos_client import REGISTRATION, AtroposUser, scored_data
 from samples import effective, ids, ineffective
 from service_user import settings
@@ -9,6 +10,7 @@ from table_user import TableUser
 
 from groupreplay import AsyncClient, Fill, GroupSource, Policy, TableConfig
 from groupreplay_server.app import RunningServer, running_server
+from groupreplay_server.store.keys import TableKeys
 
 NAMES = {"run": "run", "table": "train"}
 
@@ -324,3 +326,28 @@ async def test_calls_are_counted(atropos: AtroposUser, server: RunningServer) ->
     ):
         assert line in page
     assert any(line.startswith('groupreplay_payload_bytes_total{direction="in"}') for line in page)
+
+
+async def test_a_refused_call_is_logged_under_its_request_id(
+    atropos: AtroposUser, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As those of gRPC and REST are, with what it was about."""
+    with caplog.at_level("INFO"):
+        answer = await atropos.http.post("/scored_data", json={"tokens": []}, headers={"X-Request-ID": "push-7"})
+    assert (answer.status_code, answer.headers["X-Request-ID"]) == (422, "push-7")
+    [line] = [vars(record) for record in caplog.records if "method" in vars(record)]
+    assert (line["method"], line["reason"]) == ("Atropos.scored_data", "INVALID_REQUEST")
+    assert (line["run"], line["table"]) == ("run", "train")
+
+
+async def test_a_fault_tells_the_request_id_and_no_more(
+    atropos: AtroposUser, clean_redis: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has its traceback."""
+    clean_redis.hset(TableKeys("run", "train").atropos, "registration", "{")
+    answer = await atropos.http.get("/info", headers={"X-Request-ID": "look-8"})
+    assert (answer.status_code, answer.headers["X-Request-ID"]) == (500, "look-8")
+    assert answer.json()["reason"] == "INTERNAL"
+    assert answer.json()["detail"].endswith("under request id look-8")
+    [fault] = [record for record in caplog.records if record.exc_info]
+    assert fault.getMessage() == "Atropos.info failed"

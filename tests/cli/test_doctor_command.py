@@ -184,6 +184,15 @@ def test_http_elsewhere_is_a_warning_unless_it_was_named(command: Run, server_pr
         assert command("doctor", *flags, "--strict").status == 3
 
 
+def test_a_name_of_several_servers_is_looked_at_as_one(command: Run, server_process: ServerProcess) -> None:
+    """The address that clients have in Kubernetes is good for doctor too."""
+    port = server_process.grpc_address.rpartition(":")[2]
+    ended = command("doctor", "--server", f"dns:///127.0.0.1:{port}", "--json")
+    checks = {check["name"]: check for check in json.loads(ended.output)}
+    assert checks["grpc"]["verdict"] == checks["tokens"]["verdict"] == "ok"
+    assert "http://127.0.0.1:8080/readyz" in checks["http"]["found"]
+
+
 def test_a_place_is_looked_at_before_a_service_runs_there(command: Run, tmp_path: Path) -> None:
     """Ports and disk."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

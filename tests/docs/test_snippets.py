@@ -1,5 +1,7 @@
 """What the documentation shows must work as it stands there."""
 
+import itertools
+import json
 import re
 import shlex
 import subprocess
@@ -8,6 +10,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import yaml
 from processes import ServerProcess
 
 from groupreplay import Client, Rollout, RolloutGroup, TableConfig
@@ -16,6 +19,8 @@ from groupreplay_cli import COMMANDS, setting_names
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 ADDRESS = "127.0.0.1:50051"
+UNCHECKED = {"git", "cd", "cp", "mv", "pip", "curl", "python3", "docker", "kubectl", "openssl", "redis-cli"}
+"""Commands that are not ours; `docker compose` and `helm` are looked at."""
 HTTP_ADDRESS = "127.0.0.1:8080"
 
 
@@ -93,8 +98,31 @@ def test_commands_exist_with_these_flags(page: str, line: str) -> None:
         arguments = [word.removeprefix("ARGS=") for word in words[2:] if word.startswith("ARGS=")]
         if words[1] == "demo" and arguments:
             _check_flags("demo", shlex.split(arguments[0]))
+    elif words[0] == "helm":
+        _check_values([word for flag, word in itertools.pairwise(words) if flag == "--set"])
+    elif words[:2] == ["docker", "compose"]:
+        _check_services(words[2:])
     else:
-        assert words[0] in {"git", "cd", "pip", "curl", "python3", "openssl"}, f"{page}: nobody checks {line}"
+        assert words[0] in UNCHECKED, f"{page}: nobody checks {line}"
+
+
+def _check_values(settings: list[str]) -> None:
+    values = (ROOT / "helm/groupreplay/values.schema.json").read_text()
+    for setting in settings:
+        section = json.loads(values)
+        for name in setting.partition("=")[0].split("."):
+            assert name in section["properties"], f"the chart has no value {setting}"
+            section = section["properties"][name]
+
+
+def _check_services(words: list[str]) -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    scaled = {word.partition("=")[0] for flag, word in itertools.pairwise(words) if flag == "--scale"}
+    files = [word for flag, word in itertools.pairwise(words) if flag == "-f"]
+    last = {words[-1]} if {"exec", "build", "logs", "--no-deps"} & set(words) and words[-1] in services else set()
+    named = {words[words.index("exec") + 1]} if "exec" in words else set()
+    assert scaled | last | named <= set(services), words
+    assert all((ROOT / file).exists() for file in files), words
 
 
 def _check_flags(command: str, words: list[str]) -> None:

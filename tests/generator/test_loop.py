@@ -8,12 +8,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import pytest
+from processes import free_port
 
 from groupreplay import AsyncClient, BatchNotReadyError, Fill, GroupState, Policy, TableConfig
 from groupreplay_generator.evaluator import run_evaluator
 from groupreplay_generator.generator import run_generator
+from groupreplay_generator.metrics import MEASURES
 from groupreplay_generator.policy_follower import weights_label, weights_path
+from groupreplay_generator.sections import MetricsSettings
 from groupreplay_generator.settings import EvaluatorSettings, GeneratorSettings
 from groupreplay_server.app import RunningServer
 from groupreplay_tinylm import builtin_checkpoint
@@ -163,3 +167,21 @@ async def test_an_evaluator_measures_the_first_and_the_last_version(
     records = [json.loads(line) for line in output.read_text().splitlines()]
     assert records[-1]["policy_version"] == 3
     assert len({record["accuracy"] for record in records}) == 1
+
+
+async def test_a_generator_can_be_watched(server: RunningServer, client: AsyncClient, tmp_path: Path) -> None:
+    """Its page says what it sampled, with which policy, and how long each stage took."""
+    await client.create_table(run="r", table="t", config=CONFIG)
+    await publish(client, 0, tmp_path)
+    listen = f"127.0.0.1:{free_port()}"
+    async with generating(server, metrics=MetricsSettings(listen=listen)):
+        await client.next_batch(run="r", table="t", batch_size=4, timeout_s=60)
+        async with httpx.AsyncClient(base_url=f"http://{listen}") as http, asyncio.timeout(30):
+            page = (await http.get("/metrics")).text
+            while 'stage="inserting"' not in page:  # the batch is there before the generator hears of it
+                page = (await http.get("/metrics")).text
+    lines = page.splitlines()
+    assert 'groupreplay_generator_groups_total{outcome="inserted"} 4.0' in lines
+    assert "groupreplay_generator_rollouts_total 8.0" in lines
+    assert "groupreplay_generator_policy_version 0.0" in lines
+    assert all(measure.name in page for measure in MEASURES)

@@ -57,6 +57,10 @@ async def test_each_side_has_its_scope(secured: RunningServer, admin: AsyncClien
         assert (await elsewhere.get("/info")).status_code == 403
     async with client_of(secured, ADMIN_TOKEN) as all_powerful:
         assert (await all_powerful.get("/reset_data")).status_code == 200
+        page = await all_powerful.get(
+            f"http://{secured.http_address}/metrics", headers={"authorization": f"Bearer {ADMIN_TOKEN}"}
+        )
+        assert 'groupreplay_call_seconds_count{method="Atropos.reset_data",reason="PERMISSION_DENIED"} 2.0' in page.text
     assert settings.audit_log is not None
     audited = [json.loads(line) for line in settings.audit_log.read_text().splitlines()]
     resets = [(line["who"], line["outcome"]) for line in audited if line["call"] == "ResetTable"]

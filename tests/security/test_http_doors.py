@@ -85,6 +85,7 @@ def test_every_route_is_one_that_the_table_of_scopes_knows() -> None:
     app = make_app(
         service=nothing,
         operations=Operations(nothing, nothing),
+        measurer=nothing,
         readiness=nothing,
         metrics=nothing,
         access=nothing,
@@ -92,5 +93,5 @@ def test_every_route_is_one_that_the_table_of_scopes_knows() -> None:
     )
     paths = {route.path for route in app.routes if isinstance(route, Route)}
     assert paths == PROBES | {METRICS, "/openapi.json"}
-    assert len(app.routes) == len(paths) + 3  # the routers of REST, of Atropos, and of the page: see page_paths()
+    assert len(app.routes) == len(paths) + 3  # the routers of REST, of Atropos, and of the page (page_paths)
     assert {path.rpartition("/")[2].replace("-", "_") or "root" for path in ROOT_PATHS} == set(RPC_OF)

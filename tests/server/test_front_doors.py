@@ -96,9 +96,9 @@ async def test_metrics_show_calls_tables_and_bytes(http: httpx.AsyncClient, clie
         'groupreplay_call_seconds_count{method="NextBatch",reason="OK"} 1.0',
         'groupreplay_call_seconds_count{method="NextBatch",reason="BATCH_NOT_READY"} 1.0',
         'groupreplay_call_seconds_count{method="DescribeTable",reason="UNKNOWN_TABLE"} 1.0',
-        'groupreplay_table_leased{run="run",table="train"} 2.0',
+        'groupreplay_table_leased_groups{run="run",table="train"} 2.0',
         'groupreplay_table_leases{run="run",table="train"} 1.0',
-        'groupreplay_table_events_count{event="inserted",run="run",table="train"} 2.0',
+        'groupreplay_table_inserted_groups_total{effective="true",run="run",table="train"} 1.0',
     ):
         assert line in lines
     bytes_in = next(line for line in lines if line.startswith('groupreplay_payload_bytes_total{direction="in"}'))
@@ -114,7 +114,7 @@ async def test_a_table_that_is_half_made_hides_no_other(
     clean_redis.sadd("gr1:runs", "half-made")
     clean_redis.sadd("gr1:{half-made}:tables", "train")
     assert [table.table for table in await client.list_tables()] == ["train"]
-    assert 'groupreplay_table_fresh{run="run",table="train"} 0.0' in (await http.get("/metrics")).text
+    assert 'groupreplay_table_fresh_groups{run="run",table="train"} 0.0' in (await http.get("/metrics")).text
     clean_redis.delete("gr1:{half-made}:tables")
 
 
@@ -133,7 +133,7 @@ async def test_without_redis_the_service_is_healthy_but_not_ready(own_redis: Red
             assert "Redis did not take the call" in unready.json()["obstacle"]
             metrics = await http.get("/metrics")
             assert metrics.status_code == 200
-            assert "groupreplay_table_fresh{" not in metrics.text
+            assert "groupreplay_table_fresh_groups{" not in metrics.text
             own_redis.start()
             assert (await http.get("/readyz")).status_code == 200
             await client.create_table(run="run", table="train")

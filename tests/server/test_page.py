@@ -5,12 +5,15 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+import redis
+from service_user import settings
 
-from groupreplay_server.app import RunningServer
+from groupreplay_server.app import RunningServer, running_server
 from groupreplay_server.ui.page import page_files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -31,6 +34,16 @@ async def test_the_short_addresses_lead_to_the_page(http: httpx.AsyncClient, pat
     answer = await http.get(path)
     assert (answer.status_code, answer.headers["location"]) == (307, "ui/")
     assert (await http.get(path, follow_redirects=True)).url.path == "/ui/"
+
+
+async def test_the_root_belongs_to_the_atropos_api_where_it_is_served_there(
+    clean_redis: redis.Redis, redis_url: str
+) -> None:
+    """Its clients read JSON there; the page is at its own address."""
+    at_root = replace(settings(redis_url), atropos_table="math/train")
+    async with running_server(at_root) as server, httpx.AsyncClient(base_url=f"http://{server.http_address}") as http:
+        assert (await http.get("/")).headers["content-type"] == "application/json"
+        assert (await http.get("/ui/")).status_code == 200
 
 
 async def test_every_file_comes_with_its_type_and_with_headers_that_confine_it(http: httpx.AsyncClient) -> None:
@@ -58,6 +71,17 @@ async def test_a_file_that_a_browser_has_is_not_sent_again(http: httpx.AsyncClie
     again = await http.get("/ui/main.js", headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     assert (await http.head("/ui/")).status_code == 200
+
+
+async def test_requests_for_the_page_are_counted_as_one_method(http: httpx.AsyncClient) -> None:
+    """A file more is no series more, and what is not there makes none."""
+    for path in ("/", "/ui", "/ui/", "/ui/main.js", "/ui/nothing.js", "/nothing"):
+        await http.get(path)
+    page = (await http.get("/metrics")).text
+    counts = re.findall(
+        r'^groupreplay_call_seconds_count\{method="([^"]+)",reason="([^"]+)"\} (.+)$', page, re.MULTILINE
+    )
+    assert counts == [("Page", "OK", "4.0")]
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ async def test_rest_calls_are_counted_with_those_of_grpc(
     path = "/v1/runs/run/tables/train"
     async with httpx.AsyncClient(base_url=f"http://{server.http_address}", timeout=None) as http:
         assert (await http.get("/v1/runs/run/tables/no")).status_code == 404
+        assert (await http.get(f"{path}/history?timeout_s=soon")).status_code == 422
         request = {"batch_size": 9, "lease_id": "l"}
         waiting = asyncio.create_task(http.post(f"{path}/batches/next?timeout_s=3600", json=request))
         await table.until(missing=9)
@@ -55,4 +56,5 @@ async def test_rest_calls_are_counted_with_those_of_grpc(
             while 'method="NextBatch",reason="CANCELLED"' not in (page := (await http.get("/metrics")).text):
                 pass
     assert 'groupreplay_call_seconds_count{method="DescribeTable",reason="UNKNOWN_TABLE"} 1.0' in page
+    assert 'groupreplay_call_seconds_count{method="GetTableHistory",reason="INVALID_REQUEST"} 1.0' in page
     assert 'reason="INTERNAL"' not in page

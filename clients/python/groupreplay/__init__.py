@@ -38,6 +38,7 @@ from groupreplay.errors import (
 from groupreplay.groups import FinishReason, Rollout, RolloutGroup
 from groupreplay.history import GroupDistribution, Histogram, StepSummary, TableHistory
 from groupreplay.merge import merge_groups
+from groupreplay.request_ids import request_id
 from groupreplay.server_info import RedisServer, ServerInfo
 from groupreplay.snapshot_file import SnapshotFile, SnapshotFileError, SnapshotGroup
 from groupreplay.table_config import (
@@ -167,4 +168,5 @@ __all__ = [
     "UnknownTableError",
     "UnknownTokenError",
     "merge_groups",
+    "request_id",
 ]

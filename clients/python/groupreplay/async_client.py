@@ -57,14 +57,6 @@ MAX_PIECES = 1024
 
 _Taken = TypeVar("_Taken", Batch, BatchOutline)
 
-_CHANNEL_OPTIONS = [
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-]
-
 
 class AsyncClient:
     """A connection to a groupreplay service.
@@ -91,7 +83,8 @@ class AsyncClient:
         """Prepare a connection to a service; files are read when it opens.
 
         Args:
-            address: host:port or unix:path.
+            address: host:port or unix:path; dns:///host:port where the name stands for several servers, or
+                ipv4:host:port,host:port: calls go to each of them in turn.
             timeout_s: holds for each call that does not pass its own.
             token: shown with every call, grt.NAME.SECRET. Without TLS whoever sees the traffic can take it.
             tls: connect by TLS and trust the certificates that come with grpc.
@@ -107,7 +100,7 @@ class AsyncClient:
         self._channel: grpc.aio.Channel | None = None
 
     async def __aenter__(self) -> Self:
-        self._channel = open_async_channel(self._address, self._login, _CHANNEL_OPTIONS)
+        self._channel = open_async_channel(self._address, self._login)
         self._stub = self._login.stub(self._channel)
         self._groups = self._login.group_stub(self._channel)
         return self

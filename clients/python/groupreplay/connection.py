@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ import grpc.aio
 
 from groupreplay.errors import InvalidRequestError
 from groupreplay.group_messages import GroupStub
+from groupreplay.request_ids import METADATA, current_request_id, new_request_id
 from groupreplay.v1.replay_service_pb2_grpc import ReplayServiceStub
 
 _Metadata = tuple[tuple[str, str], ...]
@@ -50,20 +50,20 @@ class Login:
         return grpc.ssl_channel_credentials(ca, key, cert)
 
     def stub(self, channel: grpc.Channel | grpc.aio.Channel) -> Any:
-        """Return the generated stub of the service, whose every call shows the token."""
+        """Return the generated stub of the service, whose every call shows the token and has a request id."""
         return ReplayServiceStub(self._logged_in(channel))
 
     def group_stub(self, channel: grpc.Channel | grpc.aio.Channel) -> GroupStub:
-        """Return the stub of the calls that carry groups, which show the token too."""
+        """Return the stub of the calls that carry groups, likewise."""
         return GroupStub(self._logged_in(channel))
 
     def _logged_in(self, channel: grpc.Channel | grpc.aio.Channel) -> grpc.Channel:
-        metadata = (("authorization", f"Bearer {self.token}"),)
-        return cast(grpc.Channel, _LoggedInChannel(channel, metadata) if self.token else channel)
+        metadata = (("authorization", f"Bearer {self.token}"),) if self.token else ()
+        return cast(grpc.Channel, _LoggedInChannel(channel, metadata))
 
 
 class _LoggedInChannel:
-    """A channel whose every call carries the same metadata. (An interceptor would cost each message of a stream.)"""
+    """A channel whose every call carries metadata. (An interceptor would cost each message of a stream.)"""
 
     def __init__(self, channel: grpc.Channel | grpc.aio.Channel, metadata: _Metadata) -> None:
         self._channel = channel
@@ -74,25 +74,44 @@ class _LoggedInChannel:
         make = getattr(self._channel, name)
 
         def prepared(*arguments: Any, **options: Any) -> Callable[..., Any]:
-            return partial(make(*arguments, **options), metadata=self._metadata)
+            call = make(*arguments, **options)
+
+            def named(*arguments: Any, **options: Any) -> Any:
+                name = current_request_id() or new_request_id()
+                return call(*arguments, metadata=(*self._metadata, (METADATA, name)), **options)
+
+            return named
 
         return prepared
 
 
-def open_channel(address: str, login: Login, options: list[tuple[str, int]]) -> grpc.Channel:
-    """Return a channel to host:port or unix:path."""
-    credentials = login.credentials()
-    if credentials is None:
-        return grpc.insecure_channel(address, options=options)
-    return grpc.secure_channel(address, credentials, options=options)
+_CHANNEL_OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # Servers are replicas: where a name stands for several, each call goes to the next that answers.
+    ("grpc.lb_policy_name", "round_robin"),
+    # By default a name is looked up every 30 s at most: as long as a call may take, while old servers go.
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+]
 
 
-def open_async_channel(address: str, login: Login, options: list[tuple[str, int]]) -> grpc.aio.Channel:
-    """Return a channel to host:port or unix:path, for coroutines."""
+def open_channel(address: str, login: Login) -> grpc.Channel:
+    """Return a channel to host:port, unix:path, or whatever else gRPC can resolve."""
     credentials = login.credentials()
     if credentials is None:
-        return grpc.aio.insecure_channel(address, options=options)
-    return grpc.aio.secure_channel(address, credentials, options=options)
+        return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    return grpc.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
+
+
+def open_async_channel(address: str, login: Login) -> grpc.aio.Channel:
+    """Return what open_channel does, for coroutines."""
+    credentials = login.credentials()
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +119,7 @@ class Connection:
     """Where the service is, and how to log in. Settings of commands extend it."""
 
     server: str = "127.0.0.1:50051"
-    """Address of the replay service, host:port."""
+    """Address of the replay service, host:port; dns:///host:port where the name stands for several servers."""
     token: str = field(default="", repr=False)
     """Token to log in with, grt.NAME.SECRET; better in the environment (GROUPREPLAY_TOKEN does for all commands) or in
     a file than in a flag, which other users of the machine can see."""

@@ -19,6 +19,8 @@ class GroupReplayError(Exception):
     """Whether the same call may succeed later without anything being changed by the caller."""
     retry_after_s: float | None = None
     """When to call again, where the service knows."""
+    request_id: str = ""
+    """Name of the call in the logs of the service, where it answered."""
 
 
 class InternalError(GroupReplayError):

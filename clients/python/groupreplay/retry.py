@@ -14,6 +14,7 @@ from groupreplay.errors import (
     ServiceUnavailableError,
     error_from_reason,
 )
+from groupreplay.request_ids import METADATA as REQUEST_ID_METADATA
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
@@ -72,6 +73,7 @@ def error_from_rpc(error: grpc.RpcError, address: str) -> GroupReplayError:
     metadata = {key: str(value) for key, value in call.trailing_metadata() or ()}
     if REASON_METADATA in metadata:
         known = error_from_reason(metadata[REASON_METADATA], details)
+        known.request_id = metadata.get(REQUEST_ID_METADATA, "")
         if metadata.get(RETRY_AFTER_METADATA, "").isdecimal():
             known.retry_after_s = int(metadata[RETRY_AFTER_METADATA]) / 1000
         return known

@@ -80,7 +80,6 @@ def redis_server_from_info(
     """
     known = info.get("aof_enabled")
     appendonly = config.get("appendonly") or ("" if known is None else "yes" if known else "no")
-    statuses = ("aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status")
     ordered = sorted(ping_ms)
     return RedisServer(
         address=address,
@@ -91,7 +90,7 @@ def redis_server_from_info(
         ping_p99_ms=ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)],
         appendonly=appendonly,
         appendfsync=config.get("appendfsync", ""),
-        writes_ok=all(info.get(name, "ok") == "ok" for name in statuses),
+        writes_ok=writes_succeed(info),
         maxmemory_policy=str(info.get("maxmemory_policy", "")),
         maxmemory_bytes=int(info.get("maxmemory", 0)),
         used_memory_bytes=int(info.get("used_memory", 0)),
@@ -99,6 +98,12 @@ def redis_server_from_info(
         certificate_ends_ms=certificate_ends_ms,
         says_all="used_memory" in info,
     )
+
+
+def writes_succeed(info: Mapping[str, Any]) -> bool:
+    """Return whether the last writes of the append-only file and of the snapshot, by INFO, succeeded."""
+    statuses = ("aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status")
+    return all(info.get(name, "ok") == "ok" for name in statuses)
 
 
 def waits_truly(software: str, version: str) -> bool:

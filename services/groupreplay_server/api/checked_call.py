@@ -6,7 +6,6 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from groupreplay.errors import GroupReplayError
 from groupreplay.group_messages import InsertMessage
 from groupreplay_server.access import RULES, Access, Reach, current_caller
 
@@ -32,14 +31,9 @@ class CheckedCall:
         """
         self._note(names)
         caller = current_caller()
-        try:
-            self._access.check_scope(caller, self._rpc)
-            if RULES[self._rpc].reach is not Reach.RUN_OR_ALL:
-                self._access.check_run(caller, self._rpc, names.get("run", ""))
-        except GroupReplayError as error:
-            if RULES[self._rpc].audited:
-                self._access.record(caller, self._rpc, error.reason, self.target)
-            raise
+        self._access.check_scope(caller, self._rpc)
+        if RULES[self._rpc].reach is not Reach.RUN_OR_ALL:
+            self._access.check_run(caller, self._rpc, names.get("run", ""))
 
     def check(self, request: Request) -> None:
         """Check the only or first message of a call.

@@ -7,6 +7,7 @@ import grpc
 from grpc_health.v1 import health
 
 from groupreplay.errors import GroupReplayError
+from groupreplay.request_ids import METADATA, enter_request
 from groupreplay_server.access import RULES, Access, Caller
 from groupreplay_server.api.grpc_errors import abort
 from groupreplay_server.api.metrics import Metrics
@@ -34,6 +35,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         caller = Caller()
         try:
             metadata = dict(handler_call_details.invocation_metadata or ())
+            enter_request(metadata.get(METADATA))
             caller = await self._access.enter(metadata.get("authorization"), peer="", door="grpc")
             if known:
                 self._access.check_scope(caller, known)

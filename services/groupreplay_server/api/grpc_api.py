@@ -15,6 +15,7 @@ from groupreplay_server.access import Access, note_peer
 from groupreplay_server.api.checked_call import CheckedCall, Request
 from groupreplay_server.api.grpc_errors import abort
 from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.api.observed_call import observed
 from groupreplay_server.api.operations import SERVICE, Operations
 
 _REPLY_MARGIN_S = 0.1
@@ -84,7 +85,7 @@ class GrpcApi:
     def _checked(self, name: str, context: "Context") -> Iterator[CheckedCall]:
         note_peer(context.peer())
         checked = CheckedCall(self._access, name)
-        with self._metrics.call(name), self._access.audited(name, checked.target):
+        with observed(self._metrics, self._access, name, checked.target):
             yield checked
 
 

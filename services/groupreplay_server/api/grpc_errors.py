@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 
+from groupreplay.request_ids import METADATA as REQUEST_ID_METADATA
+from groupreplay.request_ids import current_request_id
 from groupreplay_server.api.operations import typed_error
 
 REASON_METADATA = "groupreplay-reason"
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 async def abort(context: "Context", name: str, failure: Exception) -> NoReturn:
     """End a call with an error; what is none of ours is logged, and hidden from the caller."""
     error = typed_error(name, failure)
-    metadata = [(REASON_METADATA, error.reason)]
+    metadata = [(REASON_METADATA, error.reason), (REQUEST_ID_METADATA, current_request_id())]
     if error.retry_after_s is not None:
         metadata.append((RETRY_AFTER_METADATA, str(math.ceil(error.retry_after_s * 1000))))
     await context.abort(error.grpc_code, str(error), tuple(metadata))

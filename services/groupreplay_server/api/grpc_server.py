@@ -18,7 +18,13 @@ MAX_METADATA_BYTES = 8 * 2**10
 class GrpcServer:
     """The listening server. Health is per process: SERVING from start to drain."""
 
-    def __init__(self, api: GrpcApi, interceptor: AccessInterceptor) -> None:
+    def __init__(
+        self, api: GrpcApi, interceptor: AccessInterceptor, *, max_connection_age_s: float | None = None
+    ) -> None:
+        """max_connection_age_s: connections take no new calls after that, give or take a tenth; None = they last."""
+        age = (
+            [] if max_connection_age_s is None else [("grpc.max_connection_age_ms", round(max_connection_age_s * 1000))]
+        )
         self._server = grpc.aio.server(
             interceptors=[interceptor],
             options=[
@@ -28,6 +34,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+                *age,
             ],
         )
         self._health = health.aio.HealthServicer()

@@ -1,4 +1,4 @@
-"""The HTTP front door: REST, the page, the Atropos API, health, readiness and metrics."""
+"""The HTTP front door: REST, the Atropos API, the page, health, readiness and metrics."""
 
 import socket
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ from groupreplay_server.api.rest.problems import error_problem, http_problem
 from groupreplay_server.api.rest.router import make_router
 from groupreplay_server.api.running import CountCalls, RunningCalls
 from groupreplay_server.certificates import Certificates
+from groupreplay_server.measuring import Measurer
 from groupreplay_server.readiness import Readiness
 from groupreplay_server.service import ReplayService
 from groupreplay_server.ui import page
@@ -34,6 +35,7 @@ def make_app(
     *,
     service: ReplayService,
     operations: Operations,
+    measurer: Measurer,
     readiness: Readiness,
     metrics: Metrics,
     access: Access,
@@ -51,7 +53,7 @@ def make_app(
     app.add_middleware(WholeNames)
     app.add_middleware(CountCalls, running=running)
     app.include_router(make_router(operations, readiness, metrics, access))
-    app.include_router(page.make_router())
+    app.include_router(page.make_router(metrics, at_root=not atropos_table))
 
     document = resources.files(rest).joinpath("openapi.json").read_bytes()
 
@@ -74,11 +76,7 @@ def make_app(
     @app.get("/metrics")
     async def metrics_page() -> Response:
         """What Prometheus scrapes; without the tables while Redis is away."""
-        try:
-            tables = await service.list_tables()
-        except GroupReplayError:
-            tables = []
-        return Response(metrics.exposition(tables), media_type=CONTENT_TYPE_LATEST)
+        return Response(await metrics.page(await measurer.read()), media_type=CONTENT_TYPE_LATEST)
 
     include_atropos(app, service, metrics, access, at_root=atropos_table)
     return app

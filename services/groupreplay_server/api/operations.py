@@ -9,6 +9,7 @@ from groupreplay.errors import GroupReplayError, InternalError, InvalidRequestEr
 from groupreplay.group_messages import InsertMessage
 from groupreplay.groups import check_name
 from groupreplay.parts import AssembledGroup, PartAssembler
+from groupreplay.request_ids import current_request_id
 from groupreplay.tokens import token_from_proto, token_to_proto
 from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.api.listing import group_filter, listed_group
@@ -110,6 +111,7 @@ class Operations:
 
     async def next_batch(self, request: pb.NextBatchRequest) -> AsyncIterator[bytes]:
         batch = await self._service.batches.next_batch(request.run, request.table, **_lease_request(request))
+        self._metrics.delivered(request.run, request.table, batch)
         messages = serialize_outline(batch) if request.headers_only else self._send(request.run, request.table, batch)
         async for message in messages:
             yield message
@@ -125,6 +127,7 @@ class Operations:
 
     async def sample(self, request: pb.SampleRequest) -> AsyncIterator[bytes]:
         batch = await self._service.batches.sample(request.run, request.table, **_lease_request(request))
+        self._metrics.delivered(request.run, request.table, batch)
         async for message in self._send(request.run, request.table, batch):
             yield message
 
@@ -358,4 +361,7 @@ def typed_error(rpc: str, error: Exception) -> GroupReplayError:
     if isinstance(error, TimeoutError):
         return StoreUnavailableError(f"{rpc} did not end within the caller's deadline; Redis is slow or away")
     _log.error("%s failed", rpc, exc_info=error)
-    return InternalError(f"{rpc} failed with {type(error).__name__}; the service's log has the details")
+    return InternalError(
+        f"{rpc} failed with {type(error).__name__}; the service's log has the details, under request id "
+        f"{current_request_id()}"
+    )

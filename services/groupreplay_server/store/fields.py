@@ -117,6 +117,24 @@ def feedback_records(feedback: Iterable[GroupFeedback]) -> list[tuple[str, ...]]
     ]
 
 
+def producers_from_reply(reply: Sequence[Any]) -> tuple[Producer, ...]:
+    """Return the producers of a table as known_producers() of the scripts returns them."""
+    return tuple(
+        Producer(
+            producer_id=name.decode(),
+            first_seen_ms=first,
+            last_seen_ms=last,
+            last_insert_ms=insert,
+            inserted=inserted,
+            effective=effective_groups,
+            refused=refused,
+            interval_s=float(interval),
+            status=status.decode(),
+        )
+        for name, first, last, insert, inserted, effective_groups, refused, interval, status in reply
+    )
+
+
 def vitals_from_reply(reply: Sequence[Any]) -> TableVitals:
     """Return what diagnose_table.lua says."""
     takeable, effective, stale, passed_over, drawable, leases, producers, admissions, waiting = reply
@@ -130,20 +148,7 @@ def vitals_from_reply(reply: Sequence[Any]) -> TableVitals:
             Lease(lease_id=name.decode(), holder=holder.decode(), deadline_ms=deadline, groups=groups, fresh=fresh)
             for name, holder, deadline, groups, fresh in leases
         ),
-        producers=tuple(
-            Producer(
-                producer_id=name.decode(),
-                first_seen_ms=first,
-                last_seen_ms=last,
-                last_insert_ms=insert,
-                inserted=inserted,
-                effective=effective_groups,
-                refused=refused,
-                interval_s=float(interval),
-                status=status.decode(),
-            )
-            for name, first, last, insert, inserted, effective_groups, refused, interval, status in producers
-        ),
+        producers=producers_from_reply(producers),
         admissions=tuple((name.decode(), groups, deadline) for name, groups, deadline in admissions),
         waiting=tuple((wanted, until) for wanted, until in waiting),
     )

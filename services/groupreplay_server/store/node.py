@@ -56,6 +56,8 @@ class Node:
         self._moves = moves
         self._doubted = False
         self._disk: Wait | None = None
+        self.running = 0
+        """Commands, or rows of commands, that have no answer yet; each holds a connection."""
 
     async def execute(self, *command: Any, **options: Any) -> Any:
         """Run one command."""
@@ -99,11 +101,14 @@ class Node:
         if self._doubted:
             self._doubted = False
             await self.client.connection_pool.disconnect(inuse_connections=False)
+        self.running += 1
         try:
             yield
         except (asyncio.CancelledError, RedisTimeoutError):
             self._doubted = self._moves
             raise
+        finally:
+            self.running -= 1
 
     async def _wait(self, durability: Durability) -> Wait | None:
         if durability is Durability.REPLICAS:

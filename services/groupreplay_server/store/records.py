@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from groupreplay.errors import GroupReplayError
 from groupreplay.merge import PieceTerms
-from groupreplay.types import GroupSource, Lease, Producer
+from groupreplay.types import GroupSource, Lease, Producer, Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +111,41 @@ class TableVitals:
     """producer_id, groups, deadline in Unix milliseconds"""
     waiting: tuple[tuple[int, int], ...]
     """groups wanted, until when in Unix milliseconds"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableReading:
+    """What the metrics show of a table, at one moment."""
+
+    table: Table
+    published_at_ms: int
+    """When the run's policy was published; 0 = never."""
+    rewinds: int
+    """Of the run's policy clock."""
+    waiting: int
+    """NextBatch calls that wait."""
+    producers: tuple[Producer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisLoad:
+    """What the metrics show of a Redis server. None = it keeps that to itself, as managed ones may."""
+
+    address: str
+    """host:port, or the path of a socket."""
+    ping_s: float
+    commands_running: int
+    """Of this service, now; each holds a connection."""
+    used_memory_bytes: int | None
+    max_memory_bytes: int | None
+    """0 = no limit."""
+    persistence_ok: bool | None
+    """Whether the last writes of the append-only file and of the snapshot, where there are any, succeeded."""
+    appends: bool | None
+    """Whether there is an append-only file."""
+    replicas: int | None
+    evicted_keys: int | None
+    """Since it started; any is a loss of groups."""
 
 
 @dataclass(frozen=True, slots=True)

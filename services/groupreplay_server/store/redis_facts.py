@@ -1,4 +1,4 @@
-"""What each Redis server says of itself: version, persistence, memory, replicas, clock, certificate."""
+"""What each Redis server says of itself: version, persistence, memory, replicas, clock, certificate; and its load."""
 
 import asyncio
 import ssl
@@ -8,10 +8,11 @@ from typing import Any
 from redis.asyncio import Redis, SSLConnection
 from redis.exceptions import ResponseError
 
-from groupreplay.server_info import RedisServer, redis_server_from_info
+from groupreplay.server_info import RedisServer, redis_server_from_info, writes_succeed
 from groupreplay_server.store.backend import Backend
 from groupreplay_server.store.connection import CONNECT_TIMEOUT_S, translated_errors
 from groupreplay_server.store.node import Node
+from groupreplay_server.store.records import RedisLoad
 
 PINGS = 50
 
@@ -20,6 +21,30 @@ async def read_redis_servers(redis: Backend) -> tuple[RedisServer, ...]:
     """Return what every server that we write to says of itself."""
     with translated_errors():
         return tuple(await asyncio.gather(*(_read_server(node) for node in await redis.nodes())))
+
+
+async def read_redis_loads(redis: Backend) -> tuple[RedisLoad, ...]:
+    """Return how every server that we write to fares: two round trips each."""
+    with translated_errors():
+        return tuple(await asyncio.gather(*(_read_load(node) for node in await redis.nodes())))
+
+
+async def _read_load(node: Node) -> RedisLoad:
+    running = node.running
+    ping_s = await _ping_ms(node) / 1000
+    info = await _info(node)
+    says_all = "used_memory" in info
+    return RedisLoad(
+        address=_address(node.client),
+        ping_s=ping_s,
+        commands_running=running,
+        used_memory_bytes=int(info["used_memory"]) if says_all else None,
+        max_memory_bytes=int(info.get("maxmemory", 0)) if says_all else None,
+        persistence_ok=writes_succeed(info) if says_all else None,
+        appends=bool(int(info.get("aof_enabled", 0))) if says_all else None,
+        replicas=int(info.get("connected_slaves", 0)) if says_all else None,
+        evicted_keys=int(info.get("evicted_keys", 0)) if says_all else None,
+    )
 
 
 async def _read_server(node: Node) -> RedisServer:

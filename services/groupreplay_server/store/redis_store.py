@@ -34,6 +34,7 @@ from groupreplay_server.store.history_store import HistoryStore
 from groupreplay_server.store.keeping_store import KeepingStore, KeptGroup
 from groupreplay_server.store.keys import RUNS, RunKeys, TableKeys
 from groupreplay_server.store.listing_store import ListingStore
+from groupreplay_server.store.measure_store import MeasureStore
 from groupreplay_server.store.piece_store import PieceStore
 from groupreplay_server.store.policy_store import PolicyStore
 from groupreplay_server.store.records import (
@@ -73,6 +74,7 @@ class RedisStore:
         self.keeping = KeepingStore(redis, self._shared)
         self.listing = ListingStore(redis, self._shared)
         self.history = HistoryStore(redis, self._shared)
+        self.measures = MeasureStore(redis, self._shared)
         self.pieces = PieceStore(redis, clock, new_seed)
         self.atropos = AtroposStore(redis)
 

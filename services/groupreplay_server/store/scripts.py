@@ -5,7 +5,9 @@ records. Calling it with a missing or unknown name is a TypeError.
 """
 
 import hashlib
+import logging
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     from groupreplay_server.store.backend import Backend
 
 Value = str | bytes | int | float
+SLOW_S = 1.0
+"""A script that took longer, queue and network included, is logged as a warning."""
+
+_log = logging.getLogger(__name__)
 
 _PARAMETER = re.compile(r"^local (\w+) = (?:tonumber\()?ARGV\[(\d+)\]", re.MULTILINE)
 _REPEATED = re.compile(r"^-- repeated: (.+)$", re.MULTILINE)
@@ -108,4 +114,17 @@ async def call_script(
     """
     script = load_script(name)
     argv = script.arguments(values, records)
-    return await redis.run_script(script, keys, argv, payloads=payloads or {}, durability=durability)
+    started = time.perf_counter()
+    try:
+        return await redis.run_script(script, keys, argv, payloads=payloads or {}, durability=durability)
+    finally:
+        _note(name, time.perf_counter() - started, values, durability)
+
+
+def _note(name: str, took_s: float, values: Mapping[str, Value], durability: Durability) -> None:
+    """Log a script under the request id of its call; slow ones in any case, unless they waited for durability."""
+    slow = took_s > SLOW_S and durability is Durability.MEMORY
+    if slow or _log.isEnabledFor(logging.DEBUG):
+        fields = {"script": name, "seconds": round(took_s, 6), "topic": values.get("topic", "")}
+        level = logging.WARNING if slow else logging.DEBUG
+        _log.log(level, "script %s took %.3f s", name, took_s, extra=fields)

@@ -8,8 +8,12 @@ from typing import Self
 
 from fastapi import APIRouter, Request, Response
 
+from groupreplay_server.api.metrics import Metrics
+
 PATH = "/ui"
 PAGE = f"{PATH}/"
+METHOD = "Page"
+"""What metrics call a request for any of its files: there is no RPC behind them, and no caller to look at."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
@@ -60,8 +64,8 @@ def _short_paths(*, at_root: bool) -> list[str]:
     return ["/", PATH] if at_root else [PATH]
 
 
-def make_router(*, at_root: bool = True) -> APIRouter:
-    """Return the routes of the page; at_root leads / to it as well."""
+def make_router(metrics: Metrics, *, at_root: bool = True) -> APIRouter:
+    """Return the routes of the page, counted as one; at_root leads / to it as well."""
     router = APIRouter(include_in_schema=False)
     served = page_files()
     served[""] = served.pop("index.html")
@@ -75,12 +79,14 @@ def make_router(*, at_root: bool = True) -> APIRouter:
     for name, file in served.items():
 
         async def read(request: Request, file: PageFile = file) -> Response:
-            return answer(request, file)
+            with metrics.call(METHOD):
+                return answer(request, file)
 
         router.add_api_route(f"{PAGE}{name}", read, methods=["GET", "HEAD"])
 
     async def lead(_: Request) -> Response:
-        return Response(status_code=HTTPStatus.TEMPORARY_REDIRECT, headers={"Location": "ui/"})
+        with metrics.call(METHOD):
+            return Response(status_code=HTTPStatus.TEMPORARY_REDIRECT, headers={"Location": "ui/"})
 
     for path in _short_paths(at_root=at_root):
         router.add_api_route(path, lead, methods=["GET", "HEAD"])

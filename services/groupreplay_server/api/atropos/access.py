@@ -9,10 +9,6 @@ import base64
 import binascii
 from typing import Final
 
-from groupreplay_server.access import Access
-from groupreplay_server.api.atropos.tables import ServedTable
-from groupreplay_server.api.checked_call import CheckedCall
-
 RPC_OF: Final = {
     "root": "DescribeTable",
     "register": "CreateTable",
@@ -29,17 +25,6 @@ RPC_OF: Final = {
     "reset_data": "ResetTable",
 }
 """Route -> the RPC whose scope it asks for. Pushing makes the table where there is none, as in their server."""
-
-
-def check(access: Access, route: str, served: ServedTable) -> CheckedCall:
-    """Return the call that a route is, if its caller may make it.
-
-    Raises:
-        PermissionDeniedError: the token is of another scope or run.
-    """
-    checked = CheckedCall(access, RPC_OF[route])
-    checked.check_path({"run": served.run, "table": served.table})
-    return checked
 
 
 def authorization_of(path: str, authorization: str) -> str:

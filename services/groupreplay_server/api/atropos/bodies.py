@@ -6,12 +6,14 @@ They give up on any 4xx and drop what they sent, so whatever may pass is a 503, 
 import asyncio
 import zlib
 from collections.abc import Callable, Coroutine
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 from groupreplay.errors import (
     FuturePolicyVersionError,
@@ -20,9 +22,12 @@ from groupreplay.errors import (
     InvalidRequestError,
 )
 from groupreplay_server.access import Access
-from groupreplay_server.api.atropos.access import RPC_OF, check
+from groupreplay_server.api.atropos.access import RPC_OF
 from groupreplay_server.api.atropos.tables import ServedTables
+from groupreplay_server.api.checked_call import CheckedCall
 from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.api.observed_call import observed
+from groupreplay_server.api.operations import typed_error
 
 MAX_BODY_BYTES = 512 * 2**20
 """Of a request, unpacked."""
@@ -86,22 +91,25 @@ def _check_size(size: int, limit: int = MAX_BODY_BYTES) -> None:
 
 
 def route_class(tables: ServedTables, metrics: Metrics, access: Access) -> type[APIRoute]:
-    """Return the class of routes whose callers are looked at, and whose calls are counted."""
+    """Return the class of routes whose callers are looked at, and whose calls are observed."""
 
     class AtroposRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-            handle, name = super().get_route_handler(), self.name
+            handle, rpc, method = super().get_route_handler(), RPC_OF[self.name], f"Atropos.{self.name}"
 
             async def answer(request: Request) -> Response:
+                checked = CheckedCall(access, rpc)
                 try:
-                    with metrics.call(f"Atropos.{name}"):
-                        checked = check(access, name, tables.of(request))
-                        with access.audited(RPC_OF[name], checked.target):
-                            unpacked = UnpackedRequest(request.scope, request.receive)
-                            await unpacked.body()  # here: FastAPI takes any error of it for malformed JSON
-                            return await _handle(handle, unpacked)
-                except GroupReplayError as error:
-                    return _refusal(error)
+                    with observed(metrics, access, rpc, checked.target, method=method):
+                        served = tables.of(request)
+                        checked.check_path({"run": served.run, "table": served.table})
+                        unpacked = UnpackedRequest(request.scope, request.receive)
+                        await unpacked.body()  # here: FastAPI takes any error of it for malformed JSON
+                        return await _handle(handle, unpacked)
+                except ClientDisconnect:
+                    return Response(status_code=HTTPStatus.NO_CONTENT)  # nobody reads it
+                except Exception as error:  # noqa: BLE001  the boundary: every fault becomes an answer
+                    return _refusal(typed_error(method, error))
 
             return answer
 

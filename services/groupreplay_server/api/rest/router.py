@@ -18,6 +18,7 @@ from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.access import Access
 from groupreplay_server.api.checked_call import CheckedCall
 from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.api.observed_call import observed, refusal_observed
 from groupreplay_server.api.operations import Operations, typed_error
 from groupreplay_server.api.rest.bodies import JSON_TYPE, LINES_TYPE, closing, while_caller_listens
 from groupreplay_server.api.rest.calls import Call, Options, json_line
@@ -62,14 +63,10 @@ class RestDoor:
             if self._readiness.draining:
                 raise ShuttingDownError("the service is draining; call again, another replica or its successor answers")
             checked = CheckedCall(self._access, route.rpc)
-            checked.check_path(request.path_params)
-            call = Call(
-                operations=self._operations,
-                route=route,
-                request=request,
-                options=Options.read(route, request),
-                checked=checked,
-            )
+            with refusal_observed(self._metrics, self._access, route.rpc, checked.target):
+                checked.check_path(request.path_params)
+                options = Options.read(route, request)
+            call = Call(operations=self._operations, route=route, request=request, options=options, checked=checked)
             return await (self._object(call) if route.answer is Answer.JSON else self._stream(call))
         except ClientDisconnect:
             return Response(status_code=HTTPStatus.NO_CONTENT)  # nobody reads it
@@ -82,7 +79,7 @@ class RestDoor:
 
     async def _object(self, call: Call) -> Response:
         rpc = call.route.rpc
-        with self._metrics.call(rpc), self._access.audited(rpc, call.checked.target):
+        with observed(self._metrics, self._access, rpc, call.checked.target):
             async with asyncio.timeout(call.deadline_s):
                 message = await call.unary()
         created = isinstance(message, pb.CreateTableResponse) and message.created
@@ -102,7 +99,7 @@ class RestDoor:
         """Yield the lines of an answer. What goes wrong before the first is raised, later it is the last line."""
         rpc, started = call.route.rpc, False
         try:
-            with self._metrics.call(rpc), self._access.audited(rpc, call.checked.target):
+            with observed(self._metrics, self._access, rpc, call.checked.target):
                 async with aclosing(call.lines(message)) as lines:
                     async for line in lines:
                         await call.checked.confirm()

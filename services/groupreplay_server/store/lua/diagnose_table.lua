@@ -45,14 +45,8 @@ for i = 1, #live, 2 do
   local lease = cmsgpack.unpack(redis.call('HGET', records, live[i]))
   held[#held + 1] = { live[i], lease.holder, tonumber(live[i + 1]), #lease.entries, #lease.consumed }
 end
-local who, all = {}, redis.call('HGETALL', producers)
-for i = 1, #all, 2 do
-  local known = cmsgpack.unpack(all[i + 1])
-  known[7] = string.format('%.17g', known[7])
-  who[#who + 1] = { all[i], unpack(known) }
-end
 local grants, calls = {}, {}
-all = redis.call('HGETALL', admitted)
+local all = redis.call('HGETALL', admitted)
 for i = 1, #all, 2 do
   local grant = cmsgpack.unpack(all[i + 1])
   if grant[2] > now_ms then
@@ -66,4 +60,4 @@ for i = 1, #all, 2 do
     calls[#calls + 1] = { call[1], call[2] }
   end
 end
-return { takeable, effective, stale, passed_over, drawable, held, who, grants, calls }
+return { takeable, effective, stale, passed_over, drawable, held, known_producers(), grants, calls }

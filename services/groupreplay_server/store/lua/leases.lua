@@ -202,6 +202,18 @@ local function hear(producer_id, changes)
   }))
 end
 
+-- All producers heard of: {producer_id, first_ms, last_ms, last_insert_ms, inserted, effective, refused, interval_s,
+-- status} each.
+local function known_producers()
+  local who, all = {}, redis.call('HGETALL', producers)
+  for i = 1, #all, 2 do
+    local known = cmsgpack.unpack(all[i + 1])
+    known[7] = string.format('%.17g', known[7])
+    who[#who + 1] = { all[i], unpack(known) }
+  end
+  return who
+end
+
 -- Fresh groups wanted by the NextBatch calls that wait now. A call whose server died is forgotten at its deadline.
 local function wanted_by_waiting()
   local sum = 0
