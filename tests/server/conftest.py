@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import redis
 from lossy_proxy import LossyProxy, is_redis_answer_to, lossy_proxy
-from processes import RedisProcess
+from processes import RedisProcess, ServerProcess
 from service_user import serve_table
 from table_user import TableUser
 
@@ -39,3 +39,12 @@ def own_redis(tmp_path: Path) -> Iterator[RedisProcess]:
     """A Redis of the test's own, to be stopped and killed."""
     with RedisProcess(tmp_path) as process:
         yield process
+
+
+@pytest.fixture
+def process(clean_redis: redis.Redis, redis_url: str, tmp_path: Path) -> Iterator[ServerProcess]:
+    """A service of the test's own, on the session's Redis."""
+    running = ServerProcess(tmp_path, redis_url)
+    running.start()
+    yield running
+    running.kill()

@@ -3,8 +3,7 @@
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import grpc
@@ -26,15 +25,6 @@ from groupreplay.v1.replay_service_pb2_grpc import ReplayServiceStub
 from groupreplay_server.app import running_server
 
 NAMES: dict[str, Any] = {"run": "run", "table": "train"}
-
-
-@pytest.fixture
-def process(clean_redis: redis.Redis, redis_url: str, tmp_path: Path) -> Iterator[ServerProcess]:
-    """A service of the test's own, on the session's Redis."""
-    running = ServerProcess(tmp_path, redis_url)
-    running.start()
-    yield running
-    running.kill()
 
 
 @pytest.fixture

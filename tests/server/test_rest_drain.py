@@ -3,8 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -22,15 +21,6 @@ from groupreplay_server.app import running_server
 
 TABLE = "/v1/runs/run/tables/train"
 NAMES: dict[str, Any] = {"run": "run", "table": "train"}
-
-
-@pytest.fixture
-def process(clean_redis: redis.Redis, redis_url: str, tmp_path: Path) -> Iterator[ServerProcess]:
-    """A service of the test's own, on the session's Redis."""
-    running = ServerProcess(tmp_path, redis_url)
-    running.start()
-    yield running
-    running.kill()
 
 
 @pytest.fixture
