@@ -118,7 +118,7 @@ async def test_a_full_table_refuses_until_the_timeout_and_takes_again_when_there
     table = await make_table(fresh_capacity=2, fill="none")
     await table.insert(*effective("a", "b"))
     with pytest.raises(TableFullError, match=r"c.*holds 2 groups.*fresh_capacity.*slow the producers down"):
-        await table.client.insert(make_group("c"), timeout_s=1.0, **table.names)
+        await table.client.insert(make_group("c"), timeout_s=3.0, **table.names)
     assert await table.locate("c") == [GroupState.UNKNOWN]
     waiting = asyncio.create_task(table.insert(make_group("c")))
     while "refused_table_full" not in (await table.describe()).counters:
@@ -130,7 +130,7 @@ async def test_a_full_table_refuses_until_the_timeout_and_takes_again_when_there
 async def test_insert_many_sends_again_only_the_groups_that_found_no_room(make_table: MakeTable) -> None:
     """A window that fits only in part is completed as room comes, each group stored once."""
     table = await make_table(fresh_capacity=3)
-    results = await table.insert_many(effective("a", "b", "c", "d"), timeout_s=1.0)
+    results = await table.insert_many(effective("a", "b", "c", "d"), timeout_s=3.0)
     assert [result.outcome for result in results] == [INSERTED, INSERTED, INSERTED, REFUSED]
     assert isinstance(results[3].error, TableFullError)
     assert (await table.counters())["inserted"] == 3

@@ -331,7 +331,7 @@ async def test_a_group_that_fills_the_quota_with_its_pieces_is_inserted(make_tab
     size = (await table.client.get_quota(run=table.run)).bytes
     await table.client.set_quota(run=table.run, max_groups=1, max_bytes=2 * size)
     with pytest.raises(QuotaExceededError, match=r"the .* bytes of piece 0 would exceed the quota"):
-        await push(table, rollout(0.0, "h"), "0", 2, timeout_s=1.5)
+        await push(table, rollout(0.0, "h"), "0", 2, timeout_s=3.0)
     assert (await push(table, rollout(1.0), "1", 2)).outcome is CLOSED
 
 
@@ -399,7 +399,7 @@ async def test_a_complete_group_waits_for_room_in_a_full_table(make_table: MakeT
     table = await make_table(fresh_capacity=1, fill="none")
     await table.insert(make_group("first"))
     await push(table, rollout(0.0), "0", 2)
-    result = await push(table, rollout(1.0), "1", 2, timeout_s=1.5)
+    result = await push(table, rollout(1.0), "1", 2, timeout_s=3.0)
     assert (result.outcome, result.rollouts) == (PENDING, 2)
     assert result.insert is not None
     assert isinstance(result.insert.error, TableFullError)

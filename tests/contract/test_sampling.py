@@ -137,7 +137,7 @@ async def test_a_queue_and_a_stack_hand_each_group_out_once(make_table: MakeTabl
     await table.insert(*ineffective(*(f"x{number}" for number in range(5))))
     await table.insert(*effective("a", "b", "c"))
     with pytest.raises(RateLimitedError, match=r"one group for 1 samples, and inserts are ahead by its max_diff 3"):
-        await table.client.insert(make_group("d"), **table.names, timeout_s=1.5)
+        await table.client.insert(make_group("d"), **table.names, timeout_s=3.0)
     for step, name in enumerate(order):
         batch = await table.sample(1)
         assert ids(batch) == [name]

@@ -40,7 +40,7 @@ async def test_capacity_bytes_evicts_replay_and_refuses_when_none_is_left(make_t
     await table.insert(*effective("b", "c"))
     assert await table.locate("a", "b", "c") == [GroupState.GONE, GroupState.FRESH, GroupState.FRESH]
     with pytest.raises(TableFullError, match=r"bytes do not fit beside the groups of table .* capacity_bytes is"):
-        await table.client.insert(make_group("d"), **table.names, timeout_s=1.5)
+        await table.client.insert(make_group("d"), **table.names, timeout_s=3.0)
     assert (await table.describe()).payload_bytes == 2 * size
 
 
@@ -121,14 +121,14 @@ async def test_a_quota_counts_all_tables_of_a_run(make_table: MakeTable) -> None
     assert (quota.max_groups, quota.max_bytes, quota.groups) == (2, None, 1)
     await two.insert(*effective("b"))
     with pytest.raises(QuotaExceededError, match=r"exceed the quota of run run-.* \(max_groups 2, max_bytes unlimited"):
-        await two.client.insert(make_group("c"), **two.names, timeout_s=1.5)
+        await two.client.insert(make_group("c"), **two.names, timeout_s=3.0)
     await one.client.reset_table(**one.names)
     await two.insert(*effective("c"))
     held = await one.client.get_quota(run=one.run)
     assert (held.groups, held.bytes) == (2, (await two.describe()).payload_bytes)
     await one.client.set_quota(run=one.run, max_bytes=held.bytes)
     with pytest.raises(QuotaExceededError):
-        await one.client.insert(make_group("d"), **one.names, timeout_s=1.5)
+        await one.client.insert(make_group("d"), **one.names, timeout_s=3.0)
     await one.client.set_quota(run=one.run)
     await one.insert(*effective("d"))
 
