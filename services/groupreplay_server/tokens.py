@@ -39,6 +39,7 @@ class Tokens:
         self._now_ms = wall_clock_ms
         self._known: dict[str, StoredToken] = {}
         self._read_at = float("-inf")
+        self._changes = 0
         self._reading = asyncio.Lock()
 
     async def create(self, token: Token, secret_sha256: bytes) -> Token:
@@ -54,7 +55,7 @@ class Tokens:
         created = await self._store.add(
             StoredToken(token=replace(token, created_at_ms=self._now_ms()), secret_sha256=secret_sha256)
         )
-        self._read_at = float("-inf")
+        self._read_anew()
         return created
 
     async def list(self) -> list[Token]:
@@ -65,7 +66,7 @@ class Tokens:
         """Take a token back; this server refuses it from now on."""
         check_name(name, "token name")
         revoked = await self._store.remove(name)
-        self._read_at = float("-inf")
+        self._read_anew()
         return revoked
 
     async def authenticate(self, bearer: str) -> Token:
@@ -103,6 +104,12 @@ class Tokens:
             if self._read_at >= asked_at:
                 return
             await asyncio.sleep(max(0.0, self._read_at + RELOAD_PAUSE_S - self._clock()))
-            read_at = self._clock()
+            read_at, changes = self._clock(), self._changes
             self._known = await self._store.all()
-            self._read_at = read_at
+            if changes == self._changes:  # or what was read may be from before the change
+                self._read_at = read_at
+
+    def _read_anew(self) -> None:
+        """Let no call that comes from now on go by what was read before."""
+        self._changes += 1
+        self._read_at = float("-inf")

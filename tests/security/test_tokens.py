@@ -30,9 +30,10 @@ from groupreplay import (
 from groupreplay.groups import now_ms
 from groupreplay_server.app import RunningServer, running_server
 from groupreplay_server.settings import ServerSettings
+from groupreplay_server.store.backend import Backend
 from groupreplay_server.store.connection import open_redis
 from groupreplay_server.store.keys import TOKENS
-from groupreplay_server.store.token_store import TokenStore
+from groupreplay_server.store.token_store import StoredToken, TokenStore
 from groupreplay_server.tokens import REVOKED_WITHIN_S, Tokens
 
 
@@ -135,6 +136,37 @@ async def test_a_token_that_another_server_revoked_is_refused_within_the_stated_
     time.s += REVOKED_WITHIN_S + 0.01
     with pytest.raises(UnauthenticatedError):
         await here.authenticate(new.secret)
+
+
+class LateReplies(TokenStore):
+    """The tokens, whose list is read at once and arrives when it may."""
+
+    def __init__(self, redis: Backend) -> None:
+        super().__init__(redis)
+        self.read, self.may_arrive = asyncio.Event(), asyncio.Event()
+
+    async def all(self) -> dict[str, StoredToken]:
+        """Return what there was when it was asked."""
+        found = await super().all()
+        self.read.set()
+        await self.may_arrive.wait()
+        return found
+
+
+async def test_a_revoked_token_is_refused_though_a_list_with_it_is_still_under_way(redis_url: str) -> None:
+    """Revoking overtakes a reply of Redis: what that says of the token is no longer true."""
+    async with open_redis(redis_url) as opened:
+        store = LateReplies(opened)
+        tokens = Tokens(store)
+        new = NewToken.generate(Token(name="t", scope=Scope.PRODUCER))
+        await tokens.create(new.token, new.secret_sha256)
+        earlier = asyncio.create_task(tokens.authenticate(new.secret))
+        await store.read.wait()
+        await tokens.revoke("t")
+        store.may_arrive.set()
+        await earlier
+        with pytest.raises(UnauthenticatedError):
+            await tokens.authenticate(new.secret)
 
 
 async def test_a_token_that_another_server_just_made_is_known(store: TokenStore) -> None:
