@@ -54,14 +54,15 @@ class RateLimiter:
 
     def __init__(self, limits: RateLimits, clock: Callable[[], float] = time.monotonic) -> None:
         """Limit every caller alike."""
-        self._limits = limits
+        both = {"calls": limits.calls_per_s, "bytes": limits.bytes_per_s}
+        self._per_s = {what: per_s for what, per_s in both.items() if per_s}
         self._clock = clock
         self._callers: OrderedDict[str, dict[str, TokenBucket]] = OrderedDict()
 
     @property
     def counts_bytes(self) -> bool:
         """Whether bytes are limited."""
-        return bool(self._limits.bytes_per_s)
+        return "bytes" in self._per_s
 
     def admit(self, caller: str) -> None:
         """Count one call.
@@ -72,10 +73,9 @@ class RateLimiter:
         buckets = self._buckets(caller)
         for what, bucket in buckets.items():
             if wait_s := bucket.wait_s():
-                limit = {"calls": self._limits.calls_per_s, "bytes": self._limits.bytes_per_s}[what]
                 error = RateLimitedError(
-                    f"caller {caller!r} is over {limit:g} {what}/s, the limit of each caller of this server; "
-                    f"call again in {wait_s:.2f} s, or raise --max-{what}-per-s"
+                    f"caller {caller!r} is over {self._per_s[what]:g} {what}/s, the limit of each caller of this "
+                    f"server; call again in {wait_s:.2f} s, or raise --max-{what}-per-s"
                 )
                 error.retry_after_s = wait_s
                 raise error
@@ -91,9 +91,8 @@ class RateLimiter:
         return bucket.wait_s()
 
     def _buckets(self, caller: str) -> dict[str, TokenBucket]:
-        limits = {"calls": self._limits.calls_per_s, "bytes": self._limits.bytes_per_s}
         if caller not in self._callers:
-            self._callers[caller] = {name: TokenBucket(it, self._clock) for name, it in limits.items() if it}
+            self._callers[caller] = {what: TokenBucket(per_s, self._clock) for what, per_s in self._per_s.items()}
             if len(self._callers) > MAX_CALLERS:
                 self._callers.popitem(last=False)
         self._callers.move_to_end(caller)
