@@ -1,12 +1,10 @@
 """Who may do what: one table for all front doors, and the checks that they make."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from groupreplay.errors import GroupReplayError, PermissionDeniedError, UnauthenticatedError
+from groupreplay.errors import PermissionDeniedError, UnauthenticatedError
 from groupreplay.tokens import Scope, Token
 from groupreplay_server.audit import AuditLog
 from groupreplay_server.rate_limiter import RateLimiter
@@ -182,27 +180,12 @@ class Access:
         """Count bytes against the limit of the caller; return how many seconds to wait before more of a stream."""
         return self._limiter.charge(current_caller().name, size)
 
-    @contextmanager
-    def audited(self, call: str, target: dict[str, str]) -> Iterator[None]:
-        """Record how a call ends, where the table says so. target may be filled in meanwhile."""
-        outcome = "OK"
-        try:
-            yield
-        except GroupReplayError as error:
-            outcome = error.reason
-            raise
-        except BaseException as error:
-            outcome = "INTERNAL" if isinstance(error, Exception) else "CANCELLED"
-            raise
-        finally:
-            if RULES[call].audited:
-                self.record(current_caller(), call, outcome, target)
-
     def record(self, caller: Caller, call: str, outcome: str, target: dict[str, str]) -> None:
-        """Write a line to the audit log."""
-        self._audit.record(
-            who=caller.name, peer=caller.peer, door=caller.door, call=call, outcome=outcome, target=target
-        )
+        """Write a line to the audit log, where the table says that the call leaves one."""
+        if RULES[call].audited:
+            self._audit.record(
+                who=caller.name, peer=caller.peer, door=caller.door, call=call, outcome=outcome, target=target
+            )
 
 
 def current_caller() -> Caller:

@@ -44,7 +44,7 @@ class AuditLog:
 
         Args:
             who: name of the caller's token; empty = it showed none.
-            outcome: OK, or the ErrorReason.
+            outcome: OK, the ErrorReason, or CANCELLED where the caller went away.
             target: the run, table, token or label that it was about.
         """
         at = datetime.now(UTC).isoformat(timespec="milliseconds")

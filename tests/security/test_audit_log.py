@@ -1,5 +1,6 @@
 """What admins did is written down, and no secret ever is."""
 
+import asyncio
 import json
 import logging
 import stat
@@ -39,7 +40,7 @@ async def test_each_call_of_an_admin_is_one_line(
         assert (await http.post("/v1/runs/math/tables/train/reset", content=b"{}")).status_code == 200
         assert (await http.delete("/v1/tokens/generator-1")).status_code == 200
         other = {"authorization": f"Bearer {secret}", "content-type": "application/json"}
-        assert (await http.put("/v1/runs/math/quota", content=b"{}", headers=other)).status_code in {401, 403}
+        assert (await http.put("/v1/runs/math/quota", content=b"{}", headers=other)).status_code == 401
     await admin.list_tables()  # no admin's call
     written = lines(settings)
     found = [(it["who"], it["door"], it["call"], it["outcome"], it.get("run"), it.get("table")) for it in written]
@@ -55,6 +56,22 @@ async def test_each_call_of_an_admin_is_one_line(
     assert [it["name"] for it in written if "name" in it] == ["generator-1", "generator-1"]
     assert all(it["peer"].startswith(("ipv4:127.0.0.1:", "127.0.0.1:")) for it in written)
     assert all(it["time"].endswith("+00:00") for it in written)
+
+
+async def test_a_caller_who_went_away_is_no_fault_of_the_service(
+    secured: RunningServer, settings: ServerSettings
+) -> None:
+    """The trail says what the metrics say."""
+    host, _, port = secured.http_address.rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    head = f"PUT /v1/runs/math/quota HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN_TOKEN}\r\n"
+    writer.write(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{".encode())
+    await writer.drain()
+    writer.close()
+    async with asyncio.timeout(60):
+        while not (written := await asyncio.to_thread(lines, settings)):
+            pass
+    assert [(it["call"], it["outcome"]) for it in written] == [("SetQuota", "CANCELLED")]
 
 
 async def test_no_secret_is_logged(

@@ -51,7 +51,7 @@ class CheckedCall:
         """Pass the messages of a stream on: the first is checked, and a caller that owes bytes is made to wait."""
         first = True
         async for request in requests:
-            await self._access.confirm(current_caller())
+            await self.confirm()
             if first:
                 self.check(request)
             first = False
@@ -70,7 +70,7 @@ class CheckedCall:
         Raises:
             UnauthenticatedError: the token was revoked, or has expired, since the call began.
         """
-        await self._access.confirm(current_caller())
+        await self.confirm()
         if wait_s := self.charge(message):
             await asyncio.sleep(wait_s)
 

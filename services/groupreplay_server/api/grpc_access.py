@@ -51,7 +51,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
                 with self._metrics.call(call or "unknown"):
                     raise error
             except GroupReplayError:
-                if call and RULES[call].audited:
+                if call:
                     self._access.record(caller.at(context.peer()), call, error.reason, {})
             await abort(context, call, error)
 

@@ -71,14 +71,8 @@ class Metrics:
         self._running.labels(method).inc()
         try:
             yield
-        except GroupReplayError as error:
-            reason = error.reason
-            raise
-        except ClientDisconnect:
-            reason = "CANCELLED"
-            raise
         except BaseException as error:
-            reason = "CANCELLED" if not isinstance(error, Exception) else "INTERNAL"
+            reason = outcome_of(error)
             raise
         finally:
             self._running.labels(method).dec()
@@ -107,6 +101,14 @@ class Metrics:
                 self._reading.reading = reading
                 self._page = await asyncio.to_thread(generate_latest, self.registry)
             return self._page
+
+
+def outcome_of(error: BaseException) -> str:
+    """Return how a call ended that an error ended: its ErrorReason, or CANCELLED where the caller went away."""
+    if isinstance(error, GroupReplayError):
+        return error.reason
+    left = isinstance(error, ClientDisconnect) or not isinstance(error, Exception)
+    return "CANCELLED" if left else "INTERNAL"
 
 
 class ReadingCollector:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from groupreplay.errors import GroupReplayError
 from groupreplay_server.access import Access, current_caller
-from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.api.metrics import Metrics, outcome_of
+from groupreplay_server.api.operations import typed_error
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +33,13 @@ def observed(metrics: Metrics, access: Access, rpc: str, target: dict[str, str],
         method: what metrics and log call it, where several calls of a door do what one RPC does.
     """
     method = method or rpc
-    with metrics.call(method), access.audited(rpc, target), _logged(method, target):
-        yield
+    with metrics.call(method), _audited(access, rpc, target), _logged(method, target):
+        try:
+            yield
+        except GroupReplayError:
+            raise
+        except TimeoutError as error:  # typed here: it is noted by the reason that its caller is told
+            raise typed_error(method, error) from error
 
 
 @contextmanager
@@ -44,6 +50,18 @@ def refusal_observed(metrics: Metrics, access: Access, rpc: str, target: dict[st
     except GroupReplayError:
         with observed(metrics, access, rpc, target):
             raise
+
+
+@contextmanager
+def _audited(access: Access, rpc: str, target: dict[str, str]) -> Iterator[None]:
+    outcome = "OK"
+    try:
+        yield
+    except BaseException as error:
+        outcome = outcome_of(error)
+        raise
+    finally:
+        access.record(current_caller(), rpc, outcome, target)
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from http import HTTPStatus
 
 import orjson
@@ -71,16 +71,12 @@ class RestDoor:
         except ClientDisconnect:
             return Response(status_code=HTTPStatus.NO_CONTENT)  # nobody reads it
         except Exception as error:  # noqa: BLE001  the boundary: every fault becomes an answer
-            if isinstance(error, TimeoutError) and closing(request):
-                error = CallDeadlineExceededError(
-                    f"the body of {route.rpc} did not come within timeout_s; send less at once, or pass a longer one"
-                )
             return problem_response(typed_error(route.rpc, error), headers=closing(request))
 
     async def _object(self, call: Call) -> Response:
         rpc = call.route.rpc
         with observed(self._metrics, self._access, rpc, call.checked.target):
-            async with asyncio.timeout(call.deadline_s):
+            async with _in_time(call):
                 message = await call.unary()
         created = isinstance(message, pb.CreateTableResponse) and message.created
         return Response(
@@ -88,11 +84,13 @@ class RestDoor:
         )
 
     async def _stream(self, call: Call) -> Response:
-        async with asyncio.timeout(call.deadline_s):
+        async with _in_time(call):
             if call.route.answer is Answer.RESULT_LINES:
                 lines = self._lines(call, None)
                 return LinesResponse(await anext(lines), lines, closing(call.request))
-            lines = self._lines(call, await call.read_message())
+            with refusal_observed(self._metrics, self._access, call.route.rpc, call.checked.target):
+                message = await call.read_message()
+            lines = self._lines(call, message)
             return LinesResponse(await while_caller_listens(call.request, anext(lines)), lines, {})
 
     async def _lines(self, call: Call, message: Message | None) -> AsyncGenerator[bytes]:
@@ -109,6 +107,20 @@ class RestDoor:
             if not started:
                 raise
             yield json_line({"error": problem(typed_error(rpc, error))})
+
+
+@asynccontextmanager
+async def _in_time(call: Call) -> AsyncIterator[None]:
+    """End a call when its time is over; where its body had not come by then, say that."""
+    try:
+        async with asyncio.timeout(call.deadline_s):
+            yield
+    except TimeoutError as error:
+        if not closing(call.request):
+            raise
+        raise CallDeadlineExceededError(
+            f"the body of {call.route.rpc} did not come within timeout_s; send less at once, or pass a longer one"
+        ) from error
 
 
 class LinesResponse(StreamingResponse):
