@@ -107,6 +107,23 @@ async def test_bytes_are_limited_too(clean_redis: redis.Redis, settings: ServerS
         assert (await client.describe_table(run="math", table="train")).fresh == 1
 
 
+async def test_the_bytes_of_an_answer_are_counted(clean_redis: redis.Redis, settings: ServerSettings) -> None:
+    """A small request for much is paid for, too."""
+    async with (
+        running_server(settings) as server,
+        AsyncClient(server.grpc_address, token=ADMIN_TOKEN, timeout_s=20) as client,
+    ):
+        await client.create_table(run="math", table="train")
+    async with (
+        running_server(replace(settings, max_bytes_per_s=20.0)) as server,
+        AsyncClient(server.grpc_address, token=ADMIN_TOKEN, timeout_s=20) as client,
+        AsyncClient(server.grpc_address, token=ADMIN_TOKEN, timeout_s=0.05) as hasty,
+    ):
+        await client.describe_table(run="math", table="train")
+        with pytest.raises(RateLimitedError, match="over 20 bytes/s"):
+            await hasty.list_tables()
+
+
 async def test_a_stream_waits_for_the_bytes_that_it_owes(clean_redis: redis.Redis, settings: ServerSettings) -> None:
     """Five seconds' worth, less the burst, take three seconds at least."""
     async with (

@@ -60,7 +60,9 @@ class GrpcApi:
             try:
                 with self._checked(name, context) as checked:
                     async with asyncio.timeout(_time_left(context)):
-                        return await call(_admitted(request, checked, request_class, streamed))
+                        answer = await call(_admitted(request, checked, request_class, streamed))
+                    checked.charge(answer)
+                    return answer
             except Exception as error:  # noqa: BLE001  the boundary: every fault becomes an answer
                 await abort(context, name, error)
 
