@@ -1,6 +1,7 @@
 """What a load balancer, an operator and Prometheus see."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, cast
 
 import grpc
@@ -140,3 +141,13 @@ async def test_without_redis_the_service_is_healthy_but_not_ready(own_redis: Red
             table = TableUser(client, connection, "run", "train")
             await table.insert(*effective("a"))
             assert await table.train(1, step=1) == ["a"]
+
+
+async def test_http_listens_on_ipv6(clean_redis: redis.Redis, redis_url: str) -> None:
+    """As gRPC does, by the form that its refusal of others names."""
+    async with (
+        running_server(replace(settings(redis_url), http_listen="[::1]:0")) as server,
+        httpx.AsyncClient(base_url=f"http://{server.http_address}") as http,
+    ):
+        assert server.http_address.startswith("[::1]:")
+        assert (await http.get("/healthz")).text == "ok\n"

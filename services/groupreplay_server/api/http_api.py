@@ -97,12 +97,13 @@ class HttpServer:
         self._socket: socket.socket | None = None
 
     def bind(self, address: str) -> int:
-        """Listen on host:port (0 = any free port); return the port."""
+        """Listen on host:port or [IPv6 address]:port (0 = any free port); return the port."""
         host, _, port = address.rpartition(":")
         if not port.isdecimal() or int(port) > 65535:
             raise OSError(f"HTTP cannot listen on {address}: it is not host:port; pass --http-listen 127.0.0.1:8080")
         try:
-            self._socket = socket.create_server((host or "127.0.0.1", int(port)), reuse_port=False)
+            family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+            self._socket = socket.create_server((host.strip("[]") or "127.0.0.1", int(port)), family=family)
         except OSError as error:
             raise OSError(
                 f"HTTP cannot listen on {address}: {error.strerror}; stop what has the port or pass --http-listen"
