@@ -1,5 +1,7 @@
 """Messages that are written and read by hand are those of the generated classes."""
 
+import time
+
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from groupreplay.group_messages import (
     read_insert_request,
     read_insert_stream_request,
 )
-from groupreplay.parts import MESSAGE_BYTES, Part, PartAssembler
+from groupreplay.parts import MESSAGE_BYTES, Part, PartAssembler, varint
 from groupreplay.v1 import group_pb2
 from groupreplay.v1 import replay_service_pb2 as pb
 
@@ -88,6 +90,16 @@ def test_fields_that_come_twice_are_merged_and_unknown_ones_skipped() -> None:
     [group] = read_insert_request(data).groups
     assert group.header == group_pb2.GroupHeader(group_id="g", prompt_id="p")
     assert pb.InsertRequest.FromString(data).groups[0].header == group.header
+
+
+def test_a_header_in_many_pieces_costs_no_more_than_its_bytes() -> None:
+    """Merging piece by piece would copy 130 GB here, while every other caller of the server waits."""
+    pieces = group_pb2.RolloutGroup(header=group_pb2.GroupHeader(group_id="g" * 60)).SerializeToString() * 65_000
+    data = b"\x1a" + varint(len(pieces)) + pieces
+    began = time.process_time()
+    [group] = read_insert_request(data).groups
+    assert time.process_time() - began < 5
+    assert group.header.group_id == "g" * 60
 
 
 @given(st.binary(max_size=40))
