@@ -22,6 +22,7 @@ import numpy as np
 
 from groupreplay import Client, Policy, RolloutGroup, TableConfig
 from groupreplay_demo.local_service import free_address, local_service
+from service import usage
 
 RUN, TABLE, BATCH = "cost", "train", 64
 EVERY_S = 2.0
@@ -68,9 +69,9 @@ def measure(load: "Load", http_address: str, folder: Path, arguments: argparse.N
     shares: dict[int, float] = {}
     for count in (0, arguments.pages):
         with pages(http_address, count) as asked:
-            before, started = cpu_seconds(pids), time.monotonic()
+            before, started = _cpu_seconds(pids), time.monotonic()
             time.sleep(5 * EVERY_S)
-            shares[count] = (cpu_seconds(pids) - before) / (time.monotonic() - started)
+            shares[count] = (_cpu_seconds(pids) - before) / (time.monotonic() - started)
     print(
         f"CPU of service and Redis at rest: {shares[0]:.2%} of a core, with the page {shares[arguments.pages]:.2%}; "
         f"a round of its requests takes {statistics.median(asked.seconds) * 1000:.0f} ms (median)"
@@ -95,9 +96,9 @@ class Round:
     @classmethod
     def of(cls, load: "Load", pids: list[int], seconds: float) -> Self:
         """Work for some seconds."""
-        before, first = cpu_seconds(pids), load.steps
+        before, first = _cpu_seconds(pids), load.steps
         rate = load.run(seconds)
-        return cls(rate, (cpu_seconds(pids) - before) / ((load.steps - first) * BATCH))
+        return cls(rate, (_cpu_seconds(pids) - before) / ((load.steps - first) * BATCH))
 
     def __str__(self) -> str:
         return f"{self.rate:.0f} groups/s at {self.cost * 1e6:.0f} us of CPU each"
@@ -207,10 +208,8 @@ def service_pids(folder: Path) -> list[int]:
     return [pid, *map(int, children)]
 
 
-def cpu_seconds(pids: list[int]) -> float:
-    """Return the CPU time that processes have used."""
-    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
-    return sum(int(entry[11]) + int(entry[12]) for entry in fields) / os.sysconf("SC_CLK_TCK")
+def _cpu_seconds(pids: list[int]) -> float:
+    return sum(map(usage.cpu_seconds, pids))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """`make bench`: measure what is missing, then write the tables and the pictures."""
 
 import argparse
-import os
-import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -17,7 +15,7 @@ from service.machine import Machine
 from service.measured import read_rounds
 from service.peer import PEERS, is_installed
 from service.report import write_report
-from service.runner import Runner
+from service.runner import OtherEffortError, Runner
 from service.scenarios import SCENARIOS, Scenario
 from service.stage import Effort
 
@@ -31,10 +29,9 @@ def main() -> int:
     for number in INTERRUPTS:
         signal.signal(number, _interrupt)
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-    load_before = os.getloadavg()[0]
     runner = Runner(folder=arguments.folder, effort=effort_of(arguments), console=console)
     if arguments.anew:
-        shutil.rmtree(arguments.folder, ignore_errors=True)
+        runner.forget()
     for peer in PEERS:
         if not is_installed(peer):
             console.print(f"without {peer}: `make bench-peers` installs it")
@@ -45,10 +42,14 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print(f"interrupted; the same command goes on with what is not in {runner.rounds_file}")
         return 130
-    if not rounds:
+    except OtherEffortError as error:
+        console.print(str(error), markup=False)
+        return 1
+    begun = runner.begun()
+    if begun is None or not rounds:
         console.print(f"no finished round in {runner.rounds_file}")
         return 1
-    write_report(rounds, arguments.folder, Machine.here(load_before, rounds), runner.effort, console)
+    write_report(rounds, arguments.folder, Machine.here(begun.load_before, rounds), begun.effort, console)
     return 0
 
 

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, Final
 
 from groupreplay import AsyncClient, Fill, RolloutGroup, Sampler, TableConfig
+from groupreplay_admin.load.jobs import TableName
 from groupreplay_admin.load.producing import groups_of
 from groupreplay_admin.load.shapes import SHAPES
 from groupreplay_server.app import running_server
@@ -56,23 +57,23 @@ async def _count(redis: PrivateRedis) -> Costs:
     settings = ServerSettings(grpc_listen="127.0.0.1:0", http_listen="127.0.0.1:0", redis_url=redis.url, drain_s=1.0)
     supply = groups_of(_SHAPE, prefix="costs")
     config = TableConfig(fill=Fill.SAMPLE, sampler=Sampler.PRIORITIZED, replay_capacity=2**20)
-    where = {"run": RUN, "table": "costs"}
+    where: TableName = {"run": RUN, "table": "costs"}
     costs: Costs = {}
     async with running_server(settings) as server, AsyncClient(server.grpc_address) as client:
-        await client.create_table(run=RUN, table="costs", config=config)
+        await client.create_table(**where, config=config)
         steps = iter(range(10**6))
 
         async def each() -> int:
             for group in islice(supply, 16):
-                await client.insert(group, run=RUN, table="costs")
+                await client.insert(group, **where)
             return 16
 
         async def stream() -> int:
-            return len([it async for it in client.insert_many(_aiter(islice(supply, _GROUPS)), run=RUN, table="costs")])
+            return len([it async for it in client.insert_many(_aiter(islice(supply, _GROUPS)), **where)])
 
         async def draw() -> int:
-            batch = await client.sample(run=RUN, table="costs", batch_size=32)
-            await client.commit(run=RUN, table="costs", lease_id=batch.lease_id, step=next(steps))
+            batch = await client.sample(**where, batch_size=32)
+            await client.commit(**where, lease_id=batch.lease_id, step=next(steps))
             return len(batch.groups)
 
         for name, operation in {"insert": each, "stream": stream, "draw": draw}.items():

@@ -80,7 +80,13 @@ GOALS: Final = (
         )
         for shape in "DL"
     ),
-    Goal(name="push, M, to Atropos", scenario="atropos-M", of="push", to=["atropos push"], bound=30),
+    Goal(
+        name="streaming push, M, to Atropos' posts one by one",
+        scenario="atropos-M",
+        of="push",
+        to=["atropos push"],
+        bound=30,
+    ),
     Goal(name="pull, M, to Atropos", scenario="atropos-M", of="pull", to=["atropos pull"], bound=300),
     *(
         Goal(
@@ -95,7 +101,7 @@ GOALS: Final = (
         for what, scenario in (("NextBatch's work on the index", "index-lease"), ("a draw's", "index-draw"))
     ),
     Goal(
-        name="server memory above idle, batch of D groups, of the batch",
+        name="server memory that a batch of D groups adds, of the batch",
         scenario="memory-D",
         of="batch",
         number="peak_share",

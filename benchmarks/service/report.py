@@ -34,7 +34,7 @@ _COLUMNS: Final = {
     "resident_mb": "resident MB",
     "import_ms": "import ms",
 }
-_RATES: Final = ("mb_per_s", "ms_per_batch")
+_RATES: Final = ("ms_per_batch", "mb_per_s")
 """The number that a picture shows of a scenario: the first that it has."""
 
 
@@ -141,4 +141,4 @@ def _draw_scenarios(found: Mapping[str, Sequence[Round]], path: Path) -> None:
 
 def _rate_of(rounds: Sequence[Round]) -> str:
     numbers = [set(numbers) for each in rounds for numbers in each.measured.values()]
-    return next((key for key in reversed(_RATES) if numbers and all(key in it for it in numbers)), "")
+    return next((key for key in _RATES if numbers and all(key in it for it in numbers)), "")

@@ -1,9 +1,10 @@
 """Runs what is missing of a plan, round by round."""
 
+import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,20 @@ from service.scenarios import Scenario
 from service.stage import Effort, Stage
 
 ROUNDS_FILE: Final = "rounds.jsonl"
+BEGUN_FILE: Final = "begun.json"
+
+
+class OtherEffortError(ValueError):
+    """The folder has rounds of another effort, whose numbers cannot stand beside new ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """What the rounds of a folder have in common."""
+
+    effort: Effort
+    load_before: float
+    """Load average of the last minute when the first of them began."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +46,27 @@ class Runner:
         """Where finished rounds are."""
         return self.folder / ROUNDS_FILE
 
+    def forget(self) -> None:
+        """Throw away what was measured, and nothing else that the folder may hold."""
+        for name in (ROUNDS_FILE, BEGUN_FILE):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def begun(self) -> Begun | None:
+        """Return how the rounds of the folder were begun; None = nothing was."""
+        path = self.folder / BEGUN_FILE
+        if not path.exists():
+            return None
+        fields = json.loads(path.read_text())
+        return Begun(effort=Effort(**fields["effort"]), load_before=fields["load_before"])
+
     def run(self, scenarios: Sequence[Scenario]) -> list[Round]:
-        """Run the rounds that are missing, the first of every scenario before the second of any; return all."""
+        """Run the rounds that are missing, the first of every scenario before the second of any; return all.
+
+        Raises:
+            OtherEffortError: those of the folder are of another effort, but for their number.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._begin()
         done = read_rounds(self.rounds_file)
         wanted = [
             (scenario, number)
@@ -54,6 +87,17 @@ class Runner:
                 append_round(self.rounds_file, self._round(stage, scenario, number))
                 progress.advance(bar)
         return list(read_rounds(self.rounds_file).values())
+
+    def _begin(self) -> None:
+        before = self.begun()
+        if before is not None and replace(before.effort, rounds=self.effort.rounds) != self.effort:
+            raise OtherEffortError(
+                f"{self.folder} has rounds of {before.effort}, not of {self.effort}: "
+                "pass --anew to throw them away, or another --folder"
+            )
+        load_before = os.getloadavg()[0] if before is None else before.load_before
+        begun = Begun(effort=self.effort, load_before=load_before)
+        (self.folder / BEGUN_FILE).write_text(json.dumps(asdict(begun)) + "\n")
 
     def _round(self, stage: Stage, scenario: Scenario, number: int) -> Round:
         found: dict[str, Measured] = {}

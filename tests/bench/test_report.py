@@ -12,7 +12,7 @@ from service.goals import GOALS, Goal, rows_of
 from service.machine import Machine
 from service.measured import Measured, Round, append_round, read_rounds
 from service.report import write_report
-from service.runner import Runner
+from service.runner import OtherEffortError, Runner
 from service.scenarios import SCENARIOS, Scenario
 from service.soak import Growth, Look, growth_of, report
 from service.stage import Effort, Stage
@@ -76,6 +76,35 @@ def test_the_same_again_goes_on(tmp_path: Path) -> None:
     assert [each.key for each in rounds] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     assert runner.run([scenario("a"), scenario("b")]) == rounds == list(read_rounds(runner.rounds_file).values())
     assert len(ran) == 3
+
+
+def test_rounds_of_another_effort_are_not_mixed_in(tmp_path: Path) -> None:
+    """A quick benchmark's rounds do not pass for those of a whole one; more rounds of the same effort may be added."""
+    scenario = Scenario(name="a", subjects={"us": lambda stage, earlier: {"groups_per_s": 1.0}})
+    quick = Effort(seconds=0.1, rounds=1, large_table=1000)
+
+    def runner(effort: Effort) -> Runner:
+        return Runner(folder=tmp_path, effort=effort, console=Console(quiet=True))
+
+    runner(quick).run([scenario])
+    begun = runner(quick).begun()
+    assert begun is not None
+    for other in (replace(quick, seconds=3.0), replace(quick, large_table=2000)):
+        with pytest.raises(OtherEffortError, match="pass --anew"):
+            runner(other).run([scenario])
+    assert runner(quick).begun() == begun
+    assert len(runner(replace(quick, rounds=2)).run([scenario])) == 2
+    assert runner(quick).begun() == replace(begun, effort=replace(quick, rounds=2))
+
+
+def test_anew_throws_rounds_away_and_nothing_else(tmp_path: Path) -> None:
+    """--folder may name one that holds other things."""
+    (tmp_path / "other").write_text("kept")
+    runner = Runner(folder=tmp_path, effort=Effort(seconds=0.1, rounds=1), console=Console(quiet=True))
+    runner.run([Scenario(name="a", subjects={"us": lambda stage, earlier: {"groups_per_s": 1.0}})])
+    runner.forget()
+    assert (runner.begun(), read_rounds(runner.rounds_file)) == (None, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_the_report_has_a_row_for_each_goal(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Messages that are written and read by hand are those of the generated classes."""
 
+import sys
+import time
+
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given, settings
@@ -13,7 +16,7 @@ from groupreplay.group_messages import (
     read_insert_request,
     read_insert_stream_request,
 )
-from groupreplay.parts import MESSAGE_BYTES, Part, PartAssembler
+from groupreplay.parts import MESSAGE_BYTES, Part, PartAssembler, varint
 from groupreplay.v1 import group_pb2
 from groupreplay.v1 import replay_service_pb2 as pb
 
@@ -88,6 +91,32 @@ def test_fields_that_come_twice_are_merged_and_unknown_ones_skipped() -> None:
     [group] = read_insert_request(data).groups
     assert group.header == group_pb2.GroupHeader(group_id="g", prompt_id="p")
     assert pb.InsertRequest.FromString(data).groups[0].header == group.header
+
+
+def test_a_header_in_many_pieces_costs_no_more_than_its_bytes() -> None:
+    """Merging piece by piece would copy 130 GB here, while every other caller of the server waits."""
+    pieces = group_pb2.RolloutGroup(header=group_pb2.GroupHeader(group_id="g" * 60)).SerializeToString() * 65_000
+    data = b"\x1a" + varint(len(pieces)) + pieces
+    began = time.process_time()
+    [group] = read_insert_request(data).groups
+    assert time.process_time() - began < 5
+    assert group.header.group_id == "g" * 60
+
+
+@pytest.mark.parametrize("payload", [b"", b"x"])
+def test_a_group_that_is_not_whole_yet_keeps_no_messages(payload: bytes) -> None:
+    """Or a stream of messages with next to no payload in them would fill the server's memory."""
+    assembler = PartAssembler(max_group_bytes=1000)
+    header = group_pb2.GroupHeader(group_id="g", payload_bytes=1000)
+    first = pb.InsertStreamRequest(parts=[group_pb2.GroupPart(header=header)]).SerializeToString()
+    part = b"\x1a" + varint(len(payload)) + payload
+    data = b"\x1a" + varint(len(part)) + part + b"\x7a" + varint(1000) + bytes(1000)  # field 15 is unknown
+    before = sys.getrefcount(data)
+    for message in (first, data, data):
+        for each in read_insert_stream_request(message).parts:
+            assert assembler.add(each) is None
+    del each, message
+    assert sys.getrefcount(data) == before
 
 
 @given(st.binary(max_size=40))

@@ -150,14 +150,14 @@ def read_batch_response(data: bytes) -> GroupsMessage:
     Raises:
         DecodeError: it is none.
     """
-    batch: bytes | None = None
+    batch: list[memoryview] = []
     parts = []
     for tag, value in _fields(memoryview(data)):
         if tag == _FIELD_1:
-            batch = (batch or b"") + value
+            batch.append(value)
         elif tag == _FIELD_2:
             parts.append(_read_part(value))
-    return GroupsMessage(parts, None if batch is None else pb.BatchHeader.FromString(batch))
+    return GroupsMessage(parts, pb.BatchHeader.FromString(_merged(batch)) if batch else None)
 
 
 def read_groups_response(data: bytes) -> GroupsMessage:
@@ -204,34 +204,40 @@ def _insert_fields(data: bytes, budget: _Budget) -> tuple[str, str, list[memoryv
 
 
 def _read_group(data: memoryview, budget: _Budget) -> AssembledGroup:
-    header, payload = b"", memoryview(b"")
+    header: list[memoryview] = []
+    payload = memoryview(b"")
     for tag, value in _fields(data, budget):
         if tag == _FIELD_1:
-            header += value  # messages that come twice are merged, as the encoding wants it
+            header.append(value)
         elif tag == _FIELD_2:
             payload = value
-    return AssembledGroup(group_pb2.GroupHeader.FromString(header), payload or None)
+    return AssembledGroup(group_pb2.GroupHeader.FromString(_merged(header)), payload or None)
 
 
 def _read_part(data: memoryview, budget: _Budget | None = None) -> Part:
-    header: bytes | None = None
-    delivery: bytes | None = None
+    header: list[memoryview] = []
+    delivery: list[memoryview] = []
     payload, header_only = memoryview(b""), False
     for tag, value in _fields(data, budget):
         if tag == _FIELD_1:
-            header = (header or b"") + value
+            header.append(value)
         elif tag == _FIELD_2:
-            delivery = (delivery or b"") + value
+            delivery.append(value)
         elif tag == _FIELD_3:
             payload = value
         elif tag == _FLAG_4:
             header_only = _read_varint(value, 0)[0] % 2**64 != 0
     return Part(
-        header=None if header is None else group_pb2.GroupHeader.FromString(header),
-        delivery=None if delivery is None else group_pb2.Delivery.FromString(delivery),
+        header=group_pb2.GroupHeader.FromString(_merged(header)) if header else None,
+        delivery=group_pb2.Delivery.FromString(_merged(delivery)) if delivery else None,
         payload=payload,
         header_only=header_only,
     )
+
+
+def _merged(times: Sequence[memoryview]) -> bytes:
+    """Return a message that came so many times as one: the encoding wants them merged, field by field."""
+    return b"".join(times)
 
 
 def _text(value: memoryview) -> str:

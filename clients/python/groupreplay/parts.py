@@ -115,8 +115,8 @@ class PartAssembler:
                 f"group {header.group_id}: {-self._missing} bytes more than its payload_bytes {header.payload_bytes}"
             )
         error = self._limit_error(header)
-        if error is None:
-            self._pieces.append(payload)
+        if error is None and payload:
+            self._pieces.append(payload if self._missing == 0 else _to_be_kept(payload))
         if self._missing > 0:
             return None
         self._first = self._header = None
@@ -132,6 +132,11 @@ class PartAssembler:
         if self._max_group_bytes is None or header.payload_bytes <= self._max_group_bytes:
             return None
         return too_large(header.group_id, header.payload_bytes, self._max_group_bytes)
+
+
+def _to_be_kept(piece: bytes | memoryview) -> bytes | memoryview:
+    """Return a piece that waits for others: a view would keep the whole message, however little of it is payload."""
+    return bytes(piece) if len(piece) < MESSAGE_BYTES // 2 else piece
 
 
 @dataclass(frozen=True, slots=True)
