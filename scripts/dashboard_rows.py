@@ -44,8 +44,12 @@ def _quantile(quantile: str, histogram: str, by: str, labels: str = "") -> str:
     return f"histogram_quantile({quantile}, sum by (le, {by}) (rate({histogram}_bucket{{{labels}}}{_RATE})))"
 
 
+def _line(expression: str, what: str = "") -> Query:
+    """Return a query of which each table has a line."""
+    return Query(expression, f"{{{{run}}}}/{{{{table}}}} {what}".rstrip())
+
+
 _ALIVE = _best("table_producers", ', health=~"alive|slow"')
-_AT = "{{run}}/{{table}}"
 NOW = "Now"
 
 ROWS: dict[str, Sequence[Panel]] = {
@@ -102,46 +106,46 @@ ROWS: dict[str, Sequence[Panel]] = {
             title="Groups in the table",
             meaning="Fresh ones wait for NextBatch, leased ones are trained on, replay waits to be used again",
             queries=[
-                Query(_best("table_fresh_groups"), f"{_AT} fresh"),
-                Query(_best("table_leased_groups"), f"{_AT} leased"),
-                Query(_best("table_replay_groups"), f"{_AT} replay"),
+                _line(_best("table_fresh_groups"), "fresh"),
+                _line(_best("table_leased_groups"), "leased"),
+                _line(_best("table_replay_groups"), "replay"),
             ],
         ),
         Panel(
             title="Groups delivered",
             meaning="A second, by source; replay is what ineffective slots were refilled with",
-            queries=[Query(_rate("table_delivered_groups"), f"{_AT} {{{{source}}}}")],
+            queries=[_line(_rate("table_delivered_groups"), "{{source}}")],
             stacked=True,
         ),
         Panel(
             title="Waiting",
             meaning="Groups that waiting NextBatch calls lack, and slots of batches that stayed empty a second",
             queries=[
-                Query(_best("table_missing_groups"), f"{_AT} missing"),
-                Query(_best("table_waiting_calls"), f"{_AT} calls that wait"),
-                Query(_rate("table_shortfall_slots"), f"{_AT} shortfall a second"),
+                _line(_best("table_missing_groups"), "missing"),
+                _line(_best("table_waiting_calls"), "calls that wait"),
+                _line(_rate("table_shortfall_slots"), "shortfall a second"),
             ],
         ),
         Panel(
             title="Inserts",
             meaning="Groups a second, by whether their rewards differ",
-            queries=[Query(_rate("table_inserted_groups"), f"{_AT} effective={{{{effective}}}}")],
+            queries=[_line(_rate("table_inserted_groups"), "effective={{effective}}")],
             stacked=True,
         ),
         Panel(
             title="Groups refused, and gone",
             meaning="A second, by reason. Stale ones came too late or waited too long",
             queries=[
-                Query(f"{_rate('table_refused_groups')} > 0", f"{_AT} refused: {{{{reason}}}}"),
-                Query(f"{_rate('table_gone_groups')} > 0", f"{_AT} gone: {{{{reason}}}}"),
+                _line(f"{_rate('table_refused_groups')} > 0", "refused: {{reason}}"),
+                _line(f"{_rate('table_gone_groups')} > 0", "gone: {{reason}}"),
             ],
         ),
         Panel(
             title="Leases",
             meaning="Ended a second, by how; and groups handed out a second time",
             queries=[
-                Query(_rate("table_ended_leases"), f"{_AT} {{{{how}}}}"),
-                Query(_rate("table_redelivered_groups"), f"{_AT} redelivered"),
+                _line(_rate("table_ended_leases"), "{{how}}"),
+                _line(_rate("table_redelivered_groups"), "redelivered"),
             ],
         ),
     ),
@@ -149,31 +153,29 @@ ROWS: dict[str, Sequence[Panel]] = {
         Panel(
             title="Effective share",
             meaning="Of new groups, those whose rewards differ; the others teach nothing",
-            queries=[Query(f"groupreplay:table_effective_share:ratio_rate15m{{{_TABLE}}}", _AT)],
+            queries=[_line(f"groupreplay:table_effective_share:ratio_rate15m{{{_TABLE}}}")],
             unit="percentunit",
         ),
         Panel(
             title="Effective share by task",
             meaning="Over an hour",
-            queries=[Query(f"groupreplay:task_effective_share:ratio_rate1h{{{_TABLE}}}", f"{_AT} {{{{task}}}}")],
+            queries=[_line(f"groupreplay:task_effective_share:ratio_rate1h{{{_TABLE}}}", "{{task}}")],
             unit="percentunit",
         ),
         Panel(
             title="Replay share",
             meaning="Of delivered groups. Runs collapse in a spiral of more and older replay",
-            queries=[Query(f"groupreplay:table_replay_share:ratio_rate15m{{{_TABLE}}}", _AT)],
+            queries=[_line(f"groupreplay:table_replay_share:ratio_rate15m{{{_TABLE}}}")],
             unit="percentunit",
         ),
         Panel(
             title="Staleness of delivered groups",
             meaning="Policy versions between the run's and the group's oldest",
             queries=[
-                Query(
-                    _quantile(q, "groupreplay_delivered_staleness_versions", "run, table", _TABLE), f"{_AT} p{percent}"
-                )
+                _line(_quantile(q, "groupreplay_delivered_staleness_versions", "run, table", _TABLE), f"p{percent}")
                 for q, percent in (("0.5", 50), ("0.9", 90))
             ]
-            + [Query(_best("table_replay_staleness_max_versions"), f"{_AT} oldest in replay")],
+            + [_line(_best("table_replay_staleness_max_versions"), "oldest in replay")],
         ),
         Panel(
             title="Policy version",
@@ -186,14 +188,14 @@ ROWS: dict[str, Sequence[Panel]] = {
         Panel(
             title="Stale groups by task",
             meaning="Dropped a second. A share that differs by task biases the data",
-            queries=[Query(_rate("task_stale_groups"), f"{_AT} {{{{task}}}}")],
+            queries=[_line(_rate("task_stale_groups"), "{{task}}")],
         ),
     ),
     "Generators": (
         Panel(
             title="Producers",
             meaning="By health; dead ones count for an hour",
-            queries=[Query(_best("table_producers"), f"{_AT} {{{{health}}}}")],
+            queries=[_line(_best("table_producers"), "{{health}}")],
             stacked=True,
         ),
         Panel(
@@ -320,7 +322,7 @@ ROWS: dict[str, Sequence[Panel]] = {
         Panel(
             title="Bytes by table",
             meaning="Payloads; lineage and headers come on top",
-            queries=[Query(_best("table_payload_bytes"), _AT)],
+            queries=[_line(_best("table_payload_bytes"))],
             unit="bytes",
             stacked=True,
         ),

@@ -97,9 +97,9 @@ _RULES = f"""## Rules
   `Retry-After`. A path or a verb that does not exist is INVALID_REQUEST with 404 or 405, another media type with 415,
   a body that is too large GROUP_TOO_LARGE with 413. A group that is refused is no error of the call: its result says
   why.
-- **Tokens**, where the service asks for them: `Authorization: Bearer grt.NAME.SECRET`, on every path but `/healthz` and
-  `/readyz`. UNAUTHENTICATED is 401, PERMISSION_DENIED 403. [Secure the service](../howto/secure-the-service.md) has
-  the scopes.
+- **Tokens**, where the service asks for them: `Authorization: Bearer grt.NAME.SECRET`, on every path but `/healthz`,
+  `/readyz` and the files of [the page](../howto/watch-on-the-page.md). UNAUTHENTICATED is 401, PERMISSION_DENIED 403.
+  [Secure the service](../howto/secure-the-service.md) has the scopes.
 - **Drain.** On SIGTERM calls that wait end with SHUTTING_DOWN, others may end within `--drain-s`, and new ones are
   refused.
 """

@@ -72,6 +72,18 @@ def _redis(name: str, values: str) -> dict[str, str]:
     return {f'groupreplay_redis_{name}{{instance="{it}", node="redis:6379"}}': values for it in ("a", "b")}
 
 
+def _trainer(name: str, values: str, labels: str = "") -> dict[str, str]:
+    return {f'groupreplay_trainer_{name}{{instance="t"{labels}}}': values}
+
+
+def _rewards(**failures_a_minute: int) -> dict[str, str]:
+    """Return a generator of a hundred rollouts a minute, so many of which fail for each cause."""
+    failures = "groupreplay_generator_reward_failures_total"
+    return {'groupreplay_generator_rollouts_total{instance="g"}': "0+100x60"} | {
+        f'{failures}{{instance="g", cause="{cause}"}}': f"0+{rate}x60" for cause, rate in failures_a_minute.items()
+    }
+
+
 _NODE = {"node": "redis:6379"}
 _UP = {'groupreplay_build_info{instance="a", version="1"}': "1x60"}
 
@@ -228,52 +240,45 @@ CASES = (
     Case(
         alert="GroupreplayTrainerStalled",
         what="steps end",
-        series={'groupreplay_trainer_last_step_timestamp_seconds{instance="t"}': "0+60x60"},
+        series=_trainer("last_step_timestamp_seconds", "0+60x60"),
     ),
     Case(
         alert="GroupreplayTrainerStalled",
         what="none for an hour",
-        series={'groupreplay_trainer_last_step_timestamp_seconds{instance="t"}': "0x60"},
+        series=_trainer("last_step_timestamp_seconds", "0x60"),
         fires=({"instance": "t"},),
     ),
     Case(
         alert="GroupreplayTrainerAlarm",
         what="it is off",
-        series={'groupreplay_trainer_alarm{instance="t", name="ess"}': "0x60"},
+        series=_trainer("alarm", "0x60", ', name="ess"'),
     ),
     Case(
         alert="GroupreplayTrainerAlarm",
         what="it is on",
-        series={'groupreplay_trainer_alarm{instance="t", name="ess"}': "0x50 1x10"},
+        series=_trainer("alarm", "0x50 1x10", ', name="ess"'),
         fires=({"instance": "t", "name": "ess"},),
     ),
     Case(
         alert="GroupreplayTrainerRejectsSteps",
         what="none",
-        series={'groupreplay_trainer_rejected_steps_total{instance="t"}': "2x60"},
+        series=_trainer("rejected_steps_total", "2x60"),
     ),
     Case(
         alert="GroupreplayTrainerRejectsSteps",
         what="one",
-        series={'groupreplay_trainer_rejected_steps_total{instance="t"}': "0x50 1x10"},
+        series=_trainer("rejected_steps_total", "0x50 1x10"),
         fires=({"instance": "t"},),
     ),
     Case(
         alert="GroupreplayRewardsFail",
         what="one in a hundred",
-        series={
-            'groupreplay_generator_reward_failures_total{instance="g", cause="timeout"}': "0+1x60",
-            'groupreplay_generator_rollouts_total{instance="g"}': "0+100x60",
-        },
+        series=_rewards(timeout=1),
     ),
     Case(
         alert="GroupreplayRewardsFail",
         what="one in ten, for two causes",
-        series={
-            'groupreplay_generator_reward_failures_total{instance="g", cause="timeout"}': "0+5x60",
-            'groupreplay_generator_reward_failures_total{instance="g", cause="raised"}': "0+5x60",
-            'groupreplay_generator_rollouts_total{instance="g"}': "0+100x60",
-        },
+        series=_rewards(timeout=5, raised=5),
         fires=({"instance": "g"},),
     ),
 )

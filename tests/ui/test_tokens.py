@@ -62,6 +62,8 @@ def test_the_token_is_asked_for_once_and_stays_in_its_tab(secured: ServerProcess
     assert page.page.evaluate("sessionStorage.length") == 0
     page.page.keyboard.press("Escape")
     dialog.wait_for(state="hidden")
+    page.wait_for("token", "#trouble")
+    assert not dialog.is_visible()
 
 
 def test_a_token_that_may_not_read_groups_is_told_so(secured: ServerProcess, open_look: OpenLook) -> None:

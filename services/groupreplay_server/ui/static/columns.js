@@ -33,7 +33,7 @@ export function imagesOf(name, column) {
   const type = MAGIC.find(([, magic]) => magic.every((byte, index) => bytes[index] === byte))?.[0];
   if (!type) return [];
   const image = h("img", { class: "picture", alt: `image of column ${name}`, src: URL.createObjectURL(new Blob([bytes], { type })) });
-  image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
+  for (const end of ["load", "error"]) image.addEventListener(end, () => URL.revokeObjectURL(image.src), { once: true });
   return [image];
 }
 

@@ -17,7 +17,6 @@ export class GroupView {
     this.at = at;
     this.groupId = groupId;
     this.title = groupId;
-    this.crumbs = ["groups", groupId];
     this.loaded = false;
     this.facts = h("dl", { class: "facts" });
     this.note = h("p", { class: "muted", role: "status" }, "Reading the group …");

@@ -15,7 +15,6 @@ export class GroupsView {
   constructor(at, query) {
     this.at = at;
     this.title = `groups of ${at.run}/${at.table}`;
-    this.crumbs = ["groups"];
     this.groups = [];
     this.cursor = "";
     this.loaded = false;
@@ -25,7 +24,7 @@ export class GroupsView {
   }
 
   #make() {
-    const option = (name, label) => h("option", { value: name, selected: false }, label);
+    const option = (name, label) => h("option", { value: name }, label);
     const choice = (...options) => h("select", {}, ...options.map(([name, label]) => option(name, label)));
     this.inputs = {
       state: choice(["", "all"], ["fresh", "fresh"], ["leased", "leased"], ["replay", "replay"]),

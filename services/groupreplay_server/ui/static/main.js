@@ -17,6 +17,7 @@ const scrolled = new Map(); // address -> how far its view was scrolled
 let view = null;
 let shown = null; // its address
 let list = null; // the groups that a group was opened from
+let declined = false; // to enter a token: nobody is asked again at every refresh
 
 function route() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
@@ -75,22 +76,26 @@ function showCrumbs() {
 function told(error) {
   attribute(main, "aria-busy", "false");
   if (!error) {
-    text(pulse, live.paused ? "paused" : `as of ${clock(Date.now())}`);
-    attribute(pulse, "class", `pulse ${live.paused ? "paused" : "fine"}`);
-    performance.mark("shown");
+    showPulse(live.paused ? "paused" : "fine", live.paused ? "paused" : `as of ${clock(Date.now())}`);
+    if (!performance.getEntriesByName("shown").length) performance.mark("shown");
     trouble.hidden = true;
+    declined = false;
     return;
   }
   if (error.name === "AbortError" && live.sleeping) return;
-  attribute(pulse, "class", "pulse failed");
-  text(pulse, "not up to date");
-  if (error instanceof ApiError && error.status === 401) {
+  showPulse("failed", "not up to date");
+  if (error instanceof ApiError && error.status === 401 && !declined) {
     trouble.hidden = true;
     askForToken(token.get() ? error.message : "");
     return;
   }
   text(trouble, error instanceof ApiError ? error.message : `The service cannot be reached (${error.message}). Trying again.`);
   trouble.hidden = false;
+}
+
+function showPulse(look, words) {
+  attribute(pulse, "class", `pulse ${look}`);
+  text(pulse, words);
 }
 
 // The token
@@ -104,16 +109,24 @@ function askForToken(why) {
 }
 
 byId("token-form").addEventListener("submit", () => {
+  declined = false;
   token.set(byId("token-input").value.trim());
   byId("token-input").value = "";
   live.now();
 });
 byId("token-forget").addEventListener("click", () => {
+  declined = false;
   token.forget();
   dialog.close();
   live.now();
 });
-byId("token-cancel").addEventListener("click", () => dialog.close());
+byId("token-cancel").addEventListener("click", () => {
+  declined = true;
+  dialog.close();
+});
+dialog.addEventListener("cancel", () => {
+  declined = true;
+});
 byId("token").addEventListener("click", () => askForToken(""));
 
 // The frame
@@ -121,7 +134,7 @@ byId("token").addEventListener("click", () => askForToken(""));
 byId("live").addEventListener("click", () => {
   live.pause(!live.paused);
   attribute(byId("live"), "aria-pressed", String(!live.paused));
-  text(pulse, live.paused ? "paused" : "");
+  showPulse("paused", live.paused ? "paused" : "");
 });
 byId("skip").addEventListener("click", (event) => {
   event.preventDefault();

@@ -16,7 +16,6 @@ const HEADINGS = ["Table", "Policy", "Fresh", "Replay", "Leased", "Waited for", 
 
 export class Overview {
   title = "tables";
-  crumbs = [];
 
   constructor() {
     this.histories = new Map();

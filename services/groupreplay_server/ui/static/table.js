@@ -20,7 +20,6 @@ export class TableView {
   constructor(at) {
     this.at = at;
     this.title = `${at.run}/${at.table}`;
-    this.crumbs = [];
     this.history = new StepHistory(at, STEPS);
     this.chosenBatch = null;
     this.before = null;
