@@ -84,7 +84,7 @@ def test_everything_can_be_reached_by_keyboard_alone(client: Client, look: OpenP
     press("Escape")
     page.page.get_by_role("img", name="Reward. Steps 1 to 3.").wait_for()
     press("Escape")
-    page.wait_for("1 in 1 runs")
+    page.wait_for("1 in 1 run")
 
 
 def test_charts_are_read_step_by_step_with_the_arrow_keys(client: Client, look: OpenPage) -> None:

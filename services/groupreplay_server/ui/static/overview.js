@@ -52,7 +52,8 @@ export class Overview {
 
   async refresh(signal) {
     const tables = await this.#tables(signal);
-    text(this.count, tables.length ? `${tables.length} in ${new Set(tables.map((it) => it.run)).size} runs` : "");
+    const runs = new Set(tables.map((it) => it.run)).size;
+    text(this.count, tables.length ? `${tables.length} in ${runs} ${runs === 1 ? "run" : "runs"}` : "");
     this.empty.hidden = tables.length > 0;
     sync(this.body, tables, (table) => `${table.run}/${table.table}`, (table) => this.#make(table), (row, table) => this.#update(row, table));
     this.settle();
