@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import redis
+from kept_ratios import KeptRatios, read_kept_ratios
 from partial_groups import Partials, read_partials
 
 from groupreplay.table_config import Remover, Sampler, TableConfig
@@ -100,6 +101,7 @@ class Snapshot:
     plain: dict[str, dict[str, str]]
     """Hashes and sorted sets by name."""
     partials: Partials
+    ratios: KeptRatios
 
     def ids(self, name: str) -> set[str]:
         """Return the fields of a hash or the members of a sorted set."""
@@ -159,6 +161,7 @@ def read_table(connection: redis.Redis, keys: TableKeys) -> Snapshot:
         kept_by_step={step: [text(i) for i in kept] for step, kept in _items(logged)},
         plain=plain,
         partials=read_partials(connection, keys),
+        ratios=read_kept_ratios(connection, keys),
     )
 
 
@@ -183,6 +186,7 @@ def check_table(found: Snapshot) -> None:
     _check_orders(found)
     _check_weights(found)
     _check_partials(found)
+    found.ratios.check(set(found.facts))
 
 
 def _check_places(found: Snapshot) -> None:
@@ -305,7 +309,7 @@ def _check_payloads(connection: redis.Redis, found: Snapshot, all_keys: list[str
     """Each payload belongs to a group of the index, or is on its way out; each group has the payload it names."""
     prefix = f"{PREFIX}:payload:{found.keys.topic}/"
     named = {f"{group_id}/{fact.payload_ref}": fact.bytes for group_id, fact in found.facts.items() if fact.payload_ref}
-    named |= found.partials.payloads
+    named |= found.partials.payloads | found.ratios.payloads
     stored = {key.removeprefix(prefix) for key in all_keys if key.startswith(prefix)}
     for member in stored - named.keys() - found.ids("garbage"):
         assert not connection.exists(prefix + member), f"orphan {member}"  # the service removes some meanwhile

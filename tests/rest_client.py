@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import grpc
 import httpx
-from rest_json import read_group, read_message, write_group, write_message
+from rest_json import read_group, read_log_ratios, read_message, write_group, write_message
 
 from groupreplay import AsyncClient, convert
 from groupreplay.errors import ERRORS
@@ -296,6 +296,8 @@ def _messages(answer: Any, line: dict[str, Any]) -> Iterable[Any]:
         for part in split_group(*convert.group_to_wire(read_group(line["group"]))):
             if part.HasField("header"):
                 part.delivery.CopyFrom(delivery)
+                if "log_ratios" in line:
+                    part.log_ratios.CopyFrom(read_log_ratios(line["log_ratios"]))
             yield answer(parts=[part])
     else:
         yield read_message(answer(), line)

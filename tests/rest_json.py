@@ -134,6 +134,12 @@ def read_group(values: dict[str, Any]) -> RolloutGroup:
     return RolloutGroup(**fields)
 
 
+def read_log_ratios(values: dict[str, Any]) -> group_pb2.LogRatios:
+    """Return the message of its JSON."""
+    column = _read_array(values["values"], np.dtype("<f2"))
+    return group_pb2.LogRatios(**values | {"values": column.tobytes()})
+
+
 def _read_array(values: Any, dtype: Any) -> Any:
     if isinstance(values, str):
         return np.frombuffer(base64.b64decode(values), dtype)

@@ -13,6 +13,7 @@ from groupreplay.parts import MESSAGE_BYTES
 from groupreplay.table_config import Durability
 from groupreplay.types import Admission, GroupFeedback
 from groupreplay.v1.group_pb2 import GroupHeader
+from groupreplay_server.feedback import checked_feedback
 from groupreplay_server.janitor import Janitor
 from groupreplay_server.limits import MAX_BATCH_SIZE, MAX_GROUP_IDS, MAX_WAIT_S, check_names, check_range
 from groupreplay_server.store.keeping_store import KeptGroup
@@ -160,6 +161,13 @@ class Batches:
             async for each in pages:
                 yield each
 
+    async def with_log_ratios(
+        self, run: str, table: str, groups: AsyncIterator[tuple[ReadGroup, bytes]]
+    ) -> AsyncIterator[tuple[ReadGroup, bytes]]:
+        """Yield groups that were read with the log ratios that were fed back, where there are some."""
+        async for group, payload in groups:
+            yield await self._store.with_log_ratios(run, table, group), payload
+
     async def commit(
         self,
         run: str,
@@ -174,10 +182,9 @@ class Batches:
         check_names(run, table)
         check_name(lease_id, "lease_id")
         check_range("step", step, 0, 2**53 - 1)
-        if len(feedback) > MAX_BATCH_SIZE:
-            raise InvalidRequestError(f"feedback on {len(feedback)} groups in one call, at most {MAX_BATCH_SIZE}")
+        checked = await checked_feedback(self._store, run, table, feedback)
         repeated = await self._store.commit_lease(
-            run, table, lease_id=lease_id, step=step, feedback=feedback, durability=durability
+            run, table, lease_id=lease_id, step=step, feedback=checked, durability=durability
         )
         self._janitor.mark(run, table)
         return repeated

@@ -17,6 +17,7 @@ from groupreplay.types import Diagnosis, GroupFeedback, GroupState, InsertOutcom
 from groupreplay_server.about import About
 from groupreplay_server.batches import Batches
 from groupreplay_server.diagnosis import diagnose
+from groupreplay_server.feedback import checked_feedback
 from groupreplay_server.headers import read_group
 from groupreplay_server.history import Histories
 from groupreplay_server.janitor import Janitor
@@ -178,9 +179,11 @@ class ReplayService:
     async def update_priorities(self, run: str, table: str, feedback: Sequence[GroupFeedback]) -> list[str]:
         """Take note of what callers found out about groups; return the ids that the table does not hold."""
         check_names(run, table)
-        if len(feedback) > MAX_BATCH_SIZE:
-            raise InvalidRequestError(f"feedback on {len(feedback)} groups in one call, at most {MAX_BATCH_SIZE}")
-        return await self._store.update_priorities(run, table, feedback)
+        checked = await checked_feedback(self._store, run, table, feedback)
+        unknown = await self._store.update_priorities(run, table, checked)
+        if any(item.log_ratios is not None for item in checked):
+            self._janitor.mark(run, table)  # those before are garbage
+        return unknown
 
     # What a table can tell
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,7 +19,7 @@ from groupreplay import AsyncClient, InvalidRequestError, Policy, TableConfig
 from groupreplay_server.api.atropos import environment_routes
 from groupreplay_server.app import RunningServer, running_server
 
-NAMES = {"run": "run", "table": "train"}
+NAMES: dict[str, Any] = {"run": "run", "table": "train"}
 
 
 async def start(atropos: AtroposUser, **registration: object) -> None:

@@ -1,6 +1,7 @@
 """What REST says and takes, literally: the JSON, the statuses and the problems that a foreign client builds on."""
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from typing import Any, cast
@@ -409,3 +410,31 @@ async def test_a_snapshot_is_a_file_that_restores(http: httpx.AsyncClient, table
     assert "the snapshot ends in the middle" in problem_of(answer, "INVALID_REQUEST")
     copy = await http.post(path(table, "-copy/restore?restore_id=y"), content=snapshot, headers=LINES)
     assert (copy.json()["table"]["table"], copy.json()["table"]["fresh"]) == ("train-copy", 2)
+
+
+async def test_log_ratios_are_numbers_or_base64_both_ways(http: httpx.AsyncClient, table: TableUser) -> None:
+    """A plain list with "NaN" for what is none, or the bytes of float16; what is neither is refused."""
+    await table.insert(*effective("a"))
+    numbers: list[float | str] = [0.5, -0.25, 0, "NaN", 1.5, -14.0]
+    packed = base64.b64encode(np.array([float(it) for it in numbers], "<f2").tobytes()).decode()
+    read = path(table, "/groups/read")
+    for sent in (numbers, packed):
+        feedback = {"feedback": [{"group_id": "a", "log_ratios": sent}]}
+        response = await http.post(path(table, "/groups/feedback"), json=feedback)
+        assert response.json() == {"unknown_group_ids": []}
+        for columns, values in (("numbers", numbers), ("base64", packed)):
+            answer = await http.post(f"{read}?columns={columns}", json={"group_ids": ["a"], "log_ratios": True})
+            line = json.loads(answer.text.splitlines()[0])
+            assert line["log_ratios"] == {"values": values, "policy_version": 0, "step": None}
+    answer = await http.post(read, json={"group_ids": ["a"]})
+    assert "log_ratios" not in json.loads(answer.text.splitlines()[0])
+    for wrong, words in (
+        ([0.5, 1e9], "feedback[0].log_ratios[1] is 1000000000.0, not a number that fits float16"),
+        ([True], "feedback[0].log_ratios[0] is true, not a number"),
+        ("AAAA", "3 bytes of base64, not a multiple of float16's size"),
+        (7, "not an array of numbers, or base64 of float16s"),
+        ([0.5], "group a: 1 log_ratios came, and its responses have 6 tokens"),
+    ):
+        refused: dict[str, Any] = {"feedback": [{"group_id": "a", "log_ratios": wrong}]}
+        response = await http.post(path(table, "/groups/feedback"), json=refused)
+        assert words in problem_of(response, "INVALID_REQUEST")

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
 import redis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -165,7 +166,12 @@ class TableMachine(RuleBasedStateMachine):
         return [known[-1 - pick % len(known)] for pick in picks]
 
     def _feedback(self, picks: list[int], values: dict[str, float]) -> list[GroupFeedback]:
-        return [GroupFeedback(group_id=group_id, **values) for group_id in self._picked(picks)]
+        """Return feedback; every other group has log ratios, which must be gone when the group is (invariants.py)."""
+        tokens = [None, np.zeros(3)]
+        return [
+            GroupFeedback(group_id=group_id, log_ratios=tokens[pick % 2], **values)
+            for pick, group_id in zip(picks, self._picked(picks), strict=True)
+        ]
 
     @rule(producer=st.sampled_from(["p0", "p1"]), most=st.integers(1, 6), seconds=st.sampled_from([2, 20]))
     def request_admission(self, producer: str, most: int, seconds: int) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import redis
 from invariants import check_invariants
@@ -18,6 +19,7 @@ from table_user import TableUser
 from groupreplay import (
     AsyncClient,
     BatchNotReadyError,
+    GroupFeedback,
     GroupState,
     InsertOutcome,
     InternalError,
@@ -49,7 +51,7 @@ async def test_every_operation_survives_a_lost_answer_of_redis(redis_proxy: Loss
     batch = await table.take(2)
     assert ids(batch) == ["a", "b"]
     redis_proxy.lose_answers()
-    await table.commit(batch, step=1)
+    await table.commit(batch, 1, GroupFeedback(group_id="a", log_ratios=np.ones(6)))
     redis_proxy.lose_answers()
     assert (await table.advance(1)).version == 1
     redis_proxy.lose_answers()
@@ -58,6 +60,9 @@ async def test_every_operation_survives_a_lost_answer_of_redis(redis_proxy: Loss
     other = await table.take(1)
     await table.release(other)
     assert redis_proxy.lost == 5
+    [stored] = await table.client.get_groups(["a"], log_ratios=True, **table.names)
+    assert stored.log_ratios is not None
+    assert (stored.log_ratios.values == 1).all()
     counters = await table.counters()
     assert (counters["batches"], counters["leases_committed"], counters["leases_released"]) == (2, 1, 1)
     assert await table.locate("a", "b", "c") == [GroupState.REPLAY, GroupState.REPLAY, GroupState.FRESH]

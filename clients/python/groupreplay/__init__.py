@@ -37,6 +37,7 @@ from groupreplay.errors import (
 )
 from groupreplay.groups import FinishReason, Rollout, RolloutGroup
 from groupreplay.history import GroupDistribution, Histogram, StepSummary, TableHistory
+from groupreplay.log_ratios import LogRatios
 from groupreplay.merge import merge_groups
 from groupreplay.request_ids import request_id
 from groupreplay.server_info import RedisServer, ServerInfo
@@ -120,6 +121,7 @@ __all__ = [
     "LeaseExpiredError",
     "Lineage",
     "ListedGroup",
+    "LogRatios",
     "NewToken",
     "PayloadLostError",
     "PermissionDeniedError",

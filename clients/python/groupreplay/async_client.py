@@ -147,12 +147,16 @@ class AsyncClient:
             for result in await self._insert_window(window, run, table, timeout_s):
                 yield result
 
-    async def get_groups(self, group_ids: Sequence[str], *, run: str, table: str) -> list[StoredGroup]:
+    async def get_groups(
+        self, group_ids: Sequence[str], *, run: str, table: str, log_ratios: bool = False
+    ) -> list[StoredGroup]:
         """Read groups without taking them; those that the table does not hold (any more) are left out.
 
         A group whose payload the table does not keep has no tokens to show, and is left out too.
+
+        log_ratios: return those that a trainer fed back, too.
         """
-        request = pb.GetGroupsRequest(run=run, table=table, group_ids=group_ids)
+        request = pb.GetGroupsRequest(run=run, table=table, group_ids=group_ids, log_ratios=log_ratios)
         attempts = Attempts(self._timeout_s)
         while True:
             try:
@@ -208,7 +212,11 @@ class AsyncClient:
         return response.deleted
 
     async def update_priorities(self, feedback: Sequence[GroupFeedback], *, run: str, table: str) -> list[str]:
-        """Tell the table what was found out about groups; return the ids that it does not hold (any more)."""
+        """Tell the table what was found out about groups; return the ids that it does not hold (any more).
+
+        Raises:
+            InvalidRequestError: as at commit, for log ratios.
+        """
         request = pb.UpdatePrioritiesRequest(run=run, table=table, feedback=map(convert.feedback_to_proto, feedback))
         response: pb.UpdatePrioritiesResponse = await self._unary(self._stub.UpdatePriorities, request)
         return list(response.unknown_group_ids)
@@ -411,6 +419,8 @@ class AsyncClient:
         feedback: what the step found out about groups; tables that weigh by priority, KL or ESS draw by it.
 
         Raises:
+            InvalidRequestError: the log ratios of a group are not as many as its response tokens, or all those of the
+                call are more than it takes; nothing is committed.
             LeaseExpiredError: the lease ended before, and its groups went to somebody else.
             StepConflictError: the step, or the lease, was committed before with another partner.
         """
@@ -849,7 +859,9 @@ class AsyncClient:
             for part in response.parts:
                 group = assembler.add(part)
                 if group is not None and group.payload is not None and group.delivery is not None:
-                    groups.append(convert.stored_from_wire(group.header, group.delivery, group.payload))
+                    groups.append(
+                        convert.stored_from_wire(group.header, group.delivery, group.payload, group.log_ratios)
+                    )
         assembler.check_complete()
         return groups
 

@@ -14,6 +14,7 @@ from groupreplay.errors import (
     error_from_reason,
 )
 from groupreplay.groups import FinishReason, RolloutGroup
+from groupreplay.log_ratios import LogRatios, log_ratios_from_bytes, log_ratios_to_bytes
 from groupreplay.payload import (
     Column,
     decode_mask,
@@ -182,11 +183,25 @@ def delivered_from_wire(
 
 
 def stored_from_wire(
-    header: group_pb2.GroupHeader, delivery: group_pb2.Delivery, payload: bytes | memoryview
+    header: group_pb2.GroupHeader,
+    delivery: group_pb2.Delivery,
+    payload: bytes | memoryview,
+    log_ratios: group_pb2.LogRatios | None = None,
 ) -> StoredGroup:
     """Return a group that was read without being taken; its arrays are read-only views of payload."""
     return StoredGroup(
-        group=group_from_wire(header, payload), staleness=delivery.staleness, times_sampled=delivery.times_sampled
+        group=group_from_wire(header, payload),
+        staleness=delivery.staleness,
+        times_sampled=delivery.times_sampled,
+        log_ratios=None if log_ratios is None else _log_ratios(header.group_id, log_ratios),
+    )
+
+
+def _log_ratios(group_id: str, message: group_pb2.LogRatios) -> LogRatios:
+    return LogRatios(
+        values=log_ratios_from_bytes(group_id, message.values),
+        policy_version=message.policy_version,
+        step=message.step if message.HasField("step") else None,
     )
 
 
@@ -273,8 +288,13 @@ def states_from_proto(states: Sequence[table_pb2.GroupState.ValueType]) -> list[
 
 def feedback_to_proto(feedback: GroupFeedback) -> table_pb2.GroupFeedback:
     """Return the message of what a caller found out about a group."""
+    log_ratios = feedback.log_ratios
     return table_pb2.GroupFeedback(
-        group_id=feedback.group_id, priority=feedback.priority, kl=feedback.kl, ess=feedback.ess
+        group_id=feedback.group_id,
+        priority=feedback.priority,
+        kl=feedback.kl,
+        ess=feedback.ess,
+        log_ratios=None if log_ratios is None else log_ratios_to_bytes(log_ratios),
     )
 
 
@@ -289,4 +309,7 @@ def feedback_from_proto(message: table_pb2.GroupFeedback) -> GroupFeedback:
         priority=message.priority if message.HasField("priority") else None,
         kl=message.kl if message.HasField("kl") else None,
         ess=message.ess if message.HasField("ess") else None,
+        log_ratios=(
+            log_ratios_from_bytes(message.group_id, message.log_ratios) if message.HasField("log_ratios") else None
+        ),
     )

@@ -18,16 +18,18 @@ BATCH_PARTS = b"\x12"  # NextBatchResponse.parts = 2
 READ_PARTS = b"\x0a"  # GetGroupsResponse.parts = 1, ReadLeaseResponse.parts = 1
 HEADER_ONLY = b"\x20\x01"  # GroupPart.header_only = 4, true
 HEADER, DELIVERY, _PAYLOAD = b"\x0a", b"\x12", b"\x1a"  # GroupPart.header = 1, .delivery = 2, .payload = 3
+LOG_RATIOS = b"\x2a"  # GroupPart.log_ratios = 5
 _INSERTED = b"\x1a"  # InsertRequest.groups = 3, InsertStreamRequest.parts = 3
 _GROUP_PAYLOAD = b"\x12"  # RolloutGroup.payload = 2, beside .header = 1
 _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
 _LONGEST_VARINT, _LONGEST_TAG = 10, 5
+_LARGE_FIELDS_BYTES = 2**20
 _DEEPEST_GROUP = 100  # the generated classes stop there too
 MAX_REQUEST_FIELDS = 65_536
 """Of an InsertRequest or InsertStreamRequest, with those of its groups and parts. Python takes microseconds for each,
 and one message has room for two million."""
 # Tags as numbers; what the fields of each message are stands in the protocol.
-_FIELD_1, _FIELD_2, _FIELD_3 = (number << 3 | _BYTES for number in (1, 2, 3))
+_FIELD_1, _FIELD_2, _FIELD_3, _FIELD_5 = (number << 3 | _BYTES for number in (1, 2, 3, 5))
 _FLAG_4 = 4 << 3 | _VARINT
 _SERVICE = f"/{pb.DESCRIPTOR.services_by_name['ReplayService'].full_name}/"
 
@@ -47,7 +49,11 @@ class _Budget:
 
 
 class MessagePacker:
-    """Packs groups into messages of about MESSAGE_BYTES; a group's header may take one past that."""
+    """Packs groups into messages of about MESSAGE_BYTES; a group's header may take one past that.
+
+    Fields that are large themselves, as log ratios can make them, go ahead of the payload in a part of their own, or
+    both would take a message past gRPC's limit.
+    """
 
     def __init__(self, first: bytes, tag: bytes) -> None:
         """Begin the first message with these fields; tag is that of parts."""
@@ -58,9 +64,11 @@ class MessagePacker:
     def add(self, fields: bytes, payload: bytes | memoryview) -> Iterator[bytes]:
         """Add a group: its fields with the first piece of its payload, then the other pieces; yield full messages."""
         view = memoryview(payload)
-        for start in range(0, max(len(view), 1), MESSAGE_BYTES):
-            piece = view[start : start + MESSAGE_BYTES]
-            before = (fields if start == 0 else b"") + _PAYLOAD + varint(len(piece))
+        pieces = [view[start : start + MESSAGE_BYTES] for start in range(0, max(len(view), 1), MESSAGE_BYTES)]
+        if len(fields) > _LARGE_FIELDS_BYTES and view:
+            pieces.insert(0, view[:0])
+        for index, piece in enumerate(pieces):
+            before = (fields if index == 0 else b"") + _PAYLOAD + varint(len(piece))
             length = varint(len(before) + len(piece))
             part_bytes = len(self._tag) + len(length) + len(before) + len(piece)
             if self._size and self._size + part_bytes > MESSAGE_BYTES:
@@ -217,6 +225,7 @@ def _read_group(data: memoryview, budget: _Budget) -> AssembledGroup:
 def _read_part(data: memoryview, budget: _Budget | None = None) -> Part:
     header: list[memoryview] = []
     delivery: list[memoryview] = []
+    log_ratios: list[memoryview] = []
     payload, header_only = memoryview(b""), False
     for tag, value in _fields(data, budget):
         if tag == _FIELD_1:
@@ -227,11 +236,14 @@ def _read_part(data: memoryview, budget: _Budget | None = None) -> Part:
             payload = value
         elif tag == _FLAG_4:
             header_only = _read_varint(value, 0)[0] % 2**64 != 0
+        elif tag == _FIELD_5:
+            log_ratios.append(value)
     return Part(
         header=group_pb2.GroupHeader.FromString(_merged(header)) if header else None,
         delivery=group_pb2.Delivery.FromString(_merged(delivery)) if delivery else None,
         payload=payload,
         header_only=header_only,
+        log_ratios=group_pb2.LogRatios.FromString(_merged(log_ratios)) if log_ratios else None,
     )
 
 

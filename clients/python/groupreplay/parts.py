@@ -45,6 +45,8 @@ class Part:
     delivery: group_pb2.Delivery | None
     payload: bytes | memoryview
     header_only: bool
+    log_ratios: group_pb2.LogRatios | None = None
+    """On the first part of a group only, where they were asked for."""
 
     @classmethod
     def from_proto(cls, message: group_pb2.GroupPart) -> "Part":
@@ -54,6 +56,7 @@ class Part:
             delivery=message.delivery if message.HasField("delivery") else None,
             payload=message.payload,
             header_only=message.header_only,
+            log_ratios=message.log_ratios if message.HasField("log_ratios") else None,
         )
 
 
@@ -68,6 +71,8 @@ class AssembledGroup:
     """On delivery only."""
     error: GroupReplayError | None = None
     """Why it is refused: its payload was above the limit, and has been thrown away, or it contradicts itself."""
+    log_ratios: group_pb2.LogRatios | None = None
+    """Where they were asked for, and the table has some."""
 
 
 class PartAssembler:
@@ -125,6 +130,7 @@ class PartAssembler:
             header=header,
             payload=None if first.header_only or error else whole,
             delivery=first.delivery,
+            log_ratios=first.log_ratios,
             error=error,
         )
 

@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import numpy.typing as npt
+
 from groupreplay.errors import GroupReplayError, InvalidRequestError
 from groupreplay.groups import FinishReason, RolloutGroup, check_name
+from groupreplay.log_ratios import LogRatios, as_log_ratios
 from groupreplay.table_config import Durability, TableConfig
 
 MAX_GROUP_SIZE = 4096
@@ -349,9 +352,15 @@ class GroupFeedback:
     """KL(behaviour || current) per token in nats, as estimated; at least 0."""
     ess: float | None = None
     """Effective sample size of the behaviour weights, as a share of the tokens, in (0, 1]."""
+    log_ratios: npt.ArrayLike | None = field(default=None, compare=False)
+    """[N tokens of all responses, one response after the other] proximal less behaviour log probability, in nats; NaN
+    where a token was not scored. For people to look at: the table keeps the latest, as float16, and no draw depends on
+    them. All those of one call have at most log_ratios.MAX_LOG_RATIO_BYTES. Not part of equality."""
 
     def __post_init__(self) -> None:
         check_name(self.group_id, "group_id")
+        if self.log_ratios is not None:
+            object.__setattr__(self, "log_ratios", as_log_ratios(self.group_id, self.log_ratios))
         for name in ("priority", "kl"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -367,6 +376,8 @@ class StoredGroup:
     group: RolloutGroup
     staleness: int
     times_sampled: int
+    log_ratios: LogRatios | None = None
+    """As a trainer fed them back last; None where none did, and where they were not asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -226,6 +226,8 @@ class Operations:
     async def get_groups(self, request: pb.GetGroupsRequest) -> AsyncIterator[bytes]:
         groups = await self._service.read_groups(request.run, request.table, _names(request.group_ids))
         payloads = self._service.batches.payloads(request.run, request.table, groups)
+        if request.log_ratios:
+            payloads = self._service.batches.with_log_ratios(request.run, request.table, payloads)
         async for message in serialize_read_groups(payloads):
             self._metrics.payload("out", len(message))
             yield message

@@ -11,6 +11,7 @@ from groupreplay.group_messages import (
     DELIVERY,
     HEADER,
     HEADER_ONLY,
+    LOG_RATIOS,
     READ_PARTS,
     MessagePacker,
     delimited,
@@ -99,7 +100,13 @@ def _first_fields(group: LeasedGroup) -> bytes:
 
 def _read_fields(group: ReadGroup) -> bytes:
     read = group_pb2.Delivery(staleness=group.staleness, times_sampled=group.times_sampled)
-    return _header_and_delivery(group.header, read) + (b"" if group.payload_ref else HEADER_ONLY)
+    fields = _header_and_delivery(group.header, read) + (b"" if group.payload_ref else HEADER_ONLY)
+    kept = group.log_ratios
+    if kept is None or kept.data is None:
+        return fields
+    step = kept.step if kept.step >= 0 else None
+    ratios = group_pb2.LogRatios(values=kept.data, policy_version=kept.policy_version, step=step)
+    return fields + delimited(LOG_RATIOS, ratios.SerializeToString())
 
 
 def _header_and_delivery(header: bytes, how: group_pb2.Delivery) -> bytes:

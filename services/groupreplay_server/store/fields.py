@@ -1,6 +1,6 @@
 """Dataclasses <-> the flat fields that the scripts read and write."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -15,7 +15,7 @@ from groupreplay.table_config import (
     TableConfig,
 )
 from groupreplay.types import GroupFeedback, Lease, Policy, Producer, Table
-from groupreplay_server.store.records import TableVitals
+from groupreplay_server.store.records import LogRatiosToKeep, TableVitals
 
 _RATE_FIELDS = tuple(field.name for field in fields(RateLimit))
 _READERS: dict[str, Any] = {
@@ -109,11 +109,17 @@ def policy_from_fields(run: str, found: dict[str, str]) -> Policy:
     )
 
 
-def feedback_records(feedback: Iterable[GroupFeedback]) -> list[tuple[str, ...]]:
-    """Return what callers found out about groups, as the scripts take it."""
+def feedback_records(
+    feedback: Iterable[GroupFeedback], ratios: Mapping[int, LogRatiosToKeep]
+) -> list[tuple[str | int, ...]]:
+    """Return what callers found out about groups, as the scripts take it; log ratios by place in the feedback."""
     return [
-        (item.group_id, *("" if value is None else repr(value) for value in (item.priority, item.kl, item.ess)))
-        for item in feedback
+        (
+            item.group_id,
+            *("" if value is None else repr(value) for value in (item.priority, item.kl, item.ess)),
+            *((kept.ref, len(kept.data)) if (kept := ratios.get(index)) else ("", 0)),
+        )
+        for index, item in enumerate(feedback)
     ]
 
 

@@ -30,6 +30,7 @@ _TABLE_KEYS = (
     "lineage", "logged", "producers", "holds",
     "opened", "pieces", "closing", "closed", "closed_at",
     "history",
+    "ratios", "ratios_at",
 )  # fmt: skip
 _ATROPOS = "atropos"
 
@@ -91,7 +92,7 @@ class TableKeys:
         return self.key(_ATROPOS)
 
     def payload(self, member: str) -> str:
-        """Return the key of a payload; member = group_id/payload_ref, as the garbage set has it."""
+        """Return the key of a payload, or of log ratios; member = group_id/payload_ref, as the garbage set has it."""
         return f"{PAYLOADS}{self.run}/{self.table}/{member}"
 
 

@@ -51,6 +51,28 @@ class ReadGroup:
     """Empty where no payload is kept."""
     times_sampled: int
     staleness: int
+    log_ratios: "KeptLogRatios | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogRatiosToKeep:
+    """Log ratios on their way into the store."""
+
+    ref: str
+    """Names them beside the group's payload."""
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeptLogRatios:
+    """The log ratios of a group, as they were fed back last."""
+
+    ref: str
+    policy_version: int
+    step: int
+    """-1 = they came by no commit."""
+    data: bytes | None = None
+    """None = still in the store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

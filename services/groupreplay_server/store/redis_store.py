@@ -21,11 +21,11 @@ from groupreplay.types import GroupFeedback, GroupSource, GroupState, InsertOutc
 from groupreplay_server.store.atropos_store import AtroposStore
 from groupreplay_server.store.backend import Backend
 from groupreplay_server.store.connection import text, translated_errors
+from groupreplay_server.store.feedback_calls import call_with_feedback, with_log_ratios
 from groupreplay_server.store.fields import (
     changed_fields,
     config_from_fields,
     config_to_fields,
-    feedback_records,
     pairs,
     table_from_reply,
     vitals_from_reply,
@@ -40,6 +40,7 @@ from groupreplay_server.store.policy_store import PolicyStore
 from groupreplay_server.store.records import (
     BatchNotReady,
     IncomingGroup,
+    KeptLogRatios,
     LeasedBatch,
     LeasedGroup,
     LoggedStep,
@@ -204,7 +205,7 @@ class RedisStore:
         with translated_errors():
             replies = await call_script(self._redis, "read_groups", keys.all(), self._shared(keys), records)
         return [
-            ReadGroup(group_id, reply[1], reply[2].decode(), reply[3], reply[4])
+            ReadGroup(group_id, reply[1], reply[2].decode(), reply[3], reply[4], _kept_log_ratios(reply[5:]))
             for group_id, reply in zip(group_ids, replies, strict=True)
             if len(reply) > 1
         ]
@@ -212,9 +213,7 @@ class RedisStore:
     async def update_priorities(self, run: str, table: str, feedback: Sequence[GroupFeedback]) -> list[str]:
         """Take note of what callers found out about groups; return the ids that the table does not hold."""
         keys = TableKeys(run, table)
-        records = feedback_records(feedback)
-        with translated_errors():
-            found = await call_script(self._redis, "update_priorities", keys.all(), self._shared(keys), records)
+        found = await call_with_feedback(self._redis, "update_priorities", keys, self._shared(keys), feedback)
         return [item.group_id for item, known in zip(feedback, found, strict=True) if not known]
 
     async def read_payloads(
@@ -237,6 +236,18 @@ class RedisStore:
                 "Redis must run with maxmemory-policy noeviction, and nobody else may delete its keys"
             )
         return [cast(bytes, found.get(group.group_id, b"")) for group in groups]
+
+    async def with_log_ratios(self, run: str, table: str, group: ReadGroup) -> ReadGroup:
+        """Return a group with the log ratios that were fed back."""
+        return await with_log_ratios(self._redis, TableKeys(run, table), group)
+
+    async def read_headers(self, run: str, table: str, group_ids: Sequence[str]) -> list[bytes | None]:
+        """Return the headers of groups, None where there is none, and change nothing: no lease ends by it."""
+        if not group_ids:
+            return []
+        with translated_errors():
+            found = await self._redis.hmget(TableKeys(run, table).key("headers"), list(group_ids))
+        return cast(list[bytes | None], found)
 
     # Batches and leases
 
@@ -295,7 +306,7 @@ class RedisStore:
         *,
         lease_id: str,
         step: int,
-        feedback: Iterable[GroupFeedback] = (),
+        feedback: Sequence[GroupFeedback] = (),
         durability: Durability = Durability.MEMORY,
     ) -> bool:
         """End a lease after training; return True if this very commit was made before.
@@ -304,16 +315,10 @@ class RedisStore:
             DurabilityNotReachedError: it is committed; the same call waits for that to become durable.
         """
         keys = TableKeys(run, table)
-        with translated_errors():
-            repeated = await call_script(
-                self._redis,
-                "commit_lease",
-                keys.all(),
-                {**self._shared(keys), "lease_id": lease_id, "step": step},
-                feedback_records(feedback),
-                durability=durability,
-            )
-        return bool(repeated)
+        values = {**self._shared(keys), "lease_id": lease_id, "step": step}
+        return bool(
+            await call_with_feedback(self._redis, "commit_lease", keys, values, feedback, durability=durability)
+        )
 
     async def read_lease(self, run: str, table: str, *, lease_id: str) -> LeasedBatch:
         """Return the batch of a live lease."""
@@ -428,6 +433,10 @@ def _insert_record(group: IncomingGroup, payload_ref: str) -> tuple[str | bytes 
         group.priority,
         group.reward_mean,
     )
+
+
+def _kept_log_ratios(reply: Sequence[Any]) -> KeptLogRatios | None:
+    return KeptLogRatios(reply[0].decode(), *reply[1:]) if reply else None
 
 
 def _insert_result(group: IncomingGroup, reply: str) -> InsertResult:

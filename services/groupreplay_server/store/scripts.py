@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 _PARAMETER = re.compile(r"^local (\w+) = (?:tonumber\()?ARGV\[(\d+)\]", re.MULTILINE)
 _REPEATED = re.compile(r"^-- repeated: (.+)$", re.MULTILINE)
 _SHARED = ("now_ms", "topic", "seed")
-_SHARED_FILES = ("prelude", "replay", "partials", "leases", "restores")
+_SHARED_FILES = ("prelude", "ratios", "replay", "partials", "leases", "restores")
 """What stands before every script over a table, in this order."""
 RUN_SCRIPTS = frozenset({"advance_policy", "rewind_policy", "set_quota"})
 """Scripts over a run rather than a table: they stand alone."""

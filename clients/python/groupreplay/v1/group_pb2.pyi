@@ -267,6 +267,7 @@ class GroupPart(_message.Message):
     DELIVERY_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     HEADER_ONLY_FIELD_NUMBER: _builtins.int
+    LOG_RATIOS_FIELD_NUMBER: _builtins.int
     payload: _builtins.bytes
     """The next bytes of the payload. The group is complete when header.payload_bytes have come."""
     header_only: _builtins.bool
@@ -279,6 +280,10 @@ class GroupPart(_message.Message):
     def delivery(self) -> Global___Delivery:
         """How the group comes to be in this batch; present on the first part, on delivery only."""
 
+    @_builtins.property
+    def log_ratios(self) -> Global___LogRatios:
+        """Present on the first part, where GetGroups was asked for them and the table has some."""
+
     def __init__(
         self,
         *,
@@ -286,14 +291,52 @@ class GroupPart(_message.Message):
         delivery: Global___Delivery | None = ...,
         payload: _builtins.bytes = ...,
         header_only: _builtins.bool = ...,
+        log_ratios: Global___LogRatios | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery", "header", b"header"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery", "header", b"header", "log_ratios", b"log_ratios"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery", "header", b"header", "header_only", b"header_only", "payload", b"payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery", "header", b"header", "header_only", b"header_only", "log_ratios", b"log_ratios", "payload", b"payload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GroupPart: _TypeAlias = GroupPart  # noqa: Y015
+
+@_typing.final
+class LogRatios(_message.Message):
+    """How far the policy had moved from the behaviour policy at each token, when a trainer last fed it back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    values: _builtins.bytes
+    """Proximal less behaviour log probability in nats, float16, little-endian: one for each token of the responses, one
+    response after the other, as response_token_ids are. NaN where the step did not score the token, such as one that
+    the loss mask leaves out.
+    """
+    policy_version: _builtins.int
+    """Version of the policy clock that the batch was handed out with, which is the proximal policy of its step; of the
+    clock when they came, where they came by UpdatePriorities.
+    """
+    step: _builtins.int
+    """The training step whose commit brought them; absent = they came by UpdatePriorities."""
+    def __init__(
+        self,
+        *,
+        values: _builtins.bytes = ...,
+        policy_version: _builtins.int = ...,
+        step: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "policy_version", b"policy_version", "step", b"step", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
+    _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
+
+Global___LogRatios: _TypeAlias = LogRatios  # noqa: Y015
 
 @_typing.final
 class Delivery(_message.Message):

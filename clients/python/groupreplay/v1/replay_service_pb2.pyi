@@ -1541,8 +1541,11 @@ class GetGroupsRequest(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     TABLE_FIELD_NUMBER: _builtins.int
     GROUP_IDS_FIELD_NUMBER: _builtins.int
+    LOG_RATIOS_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     table: _builtins.str
+    log_ratios: _builtins.bool
+    """Return the log ratios that a trainer fed back, too."""
     @_builtins.property
     def group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """At most 10000."""
@@ -1553,10 +1556,11 @@ class GetGroupsRequest(_message.Message):
         run: _builtins.str = ...,
         table: _builtins.str = ...,
         group_ids: _abc.Iterable[_builtins.str] | None = ...,
+        log_ratios: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_ids", b"group_ids", "run", b"run", "table", b"table"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_ids", b"group_ids", "log_ratios", b"log_ratios", "run", b"run", "table", b"table"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

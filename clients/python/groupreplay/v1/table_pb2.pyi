@@ -479,6 +479,7 @@ class GroupFeedback(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     KL_FIELD_NUMBER: _builtins.int
     ESS_FIELD_NUMBER: _builtins.int
+    LOG_RATIOS_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     priority: _builtins.float
     """Finite, at least 0."""
@@ -486,6 +487,10 @@ class GroupFeedback(_message.Message):
     """KL(behaviour || current) per token in nats, as the trainer estimates it; at least 0."""
     ess: _builtins.float
     """Effective sample size of the behaviour weights, as a share of the tokens, in (0, 1]."""
+    log_ratios: _builtins.bytes
+    """For people to look at: LogRatios.values of the group. The table keeps the latest; no draw depends on them. All those
+    of one call have at most 2097152 bytes. Snapshots leave them out.
+    """
     def __init__(
         self,
         *,
@@ -493,21 +498,26 @@ class GroupFeedback(_message.Message):
         priority: _builtins.float | None = ...,
         kl: _builtins.float | None = ...,
         ess: _builtins.float | None = ...,
+        log_ratios: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_ess", b"_ess", "_kl", b"_kl", "_priority", b"_priority", "ess", b"ess", "kl", b"kl", "priority", b"priority"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ess", b"_ess", "_kl", b"_kl", "_log_ratios", b"_log_ratios", "_priority", b"_priority", "ess", b"ess", "kl", b"kl", "log_ratios", b"log_ratios", "priority", b"priority"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ess", b"_ess", "_kl", b"_kl", "_priority", b"_priority", "ess", b"ess", "group_id", b"group_id", "kl", b"kl", "priority", b"priority"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ess", b"_ess", "_kl", b"_kl", "_log_ratios", b"_log_ratios", "_priority", b"_priority", "ess", b"ess", "group_id", b"group_id", "kl", b"kl", "log_ratios", b"log_ratios", "priority", b"priority"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ess: _TypeAlias = _typing.Literal["ess"]  # noqa: Y015
     _WhichOneofArgType__ess: _TypeAlias = _typing.Literal["_ess", b"_ess"]  # noqa: Y015
     _WhichOneofReturnType__kl: _TypeAlias = _typing.Literal["kl"]  # noqa: Y015
     _WhichOneofArgType__kl: _TypeAlias = _typing.Literal["_kl", b"_kl"]  # noqa: Y015
+    _WhichOneofReturnType__log_ratios: _TypeAlias = _typing.Literal["log_ratios"]  # noqa: Y015
+    _WhichOneofArgType__log_ratios: _TypeAlias = _typing.Literal["_log_ratios", b"_log_ratios"]  # noqa: Y015
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ess) -> _WhichOneofReturnType__ess | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kl) -> _WhichOneofReturnType__kl | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__log_ratios) -> _WhichOneofReturnType__log_ratios | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
 

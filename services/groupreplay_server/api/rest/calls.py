@@ -26,7 +26,7 @@ from groupreplay_server.api.rest.bodies import (
     set_from_text,
     while_caller_listens,
 )
-from groupreplay_server.api.rest.groups import group_from_json, group_to_json
+from groupreplay_server.api.rest.groups import group_from_json, group_to_json, log_ratios_to_json
 from groupreplay_server.api.rest.routes import CALL_TIMEOUT_S, Answer, Body, Route, message_class
 from groupreplay_server.api.rest.transcode import Json, check_known, fields_of, fill_message, mismatch, to_json
 from groupreplay_server.limits import MAX_WAIT_S, check_range
@@ -248,7 +248,10 @@ class Call:
 
     def _delivered(self, whole: AssembledGroup) -> dict[str, Json]:
         group = group_to_json(whole.header, whole.payload, as_base64=self.options.columns_as_base64)
-        return {"group": group, "delivery": to_json(whole.delivery) if whole.delivery is not None else None}
+        line = {"group": group, "delivery": to_json(whole.delivery) if whole.delivery is not None else None}
+        if whole.log_ratios is not None:
+            line["log_ratios"] = log_ratios_to_json(whole.log_ratios, as_base64=self.options.columns_as_base64)
+        return line
 
     async def _messages(self, messages: AsyncGenerator[Any]) -> AsyncGenerator[dict[str, Json]]:
         answer: Any = message_class(self.route.method.output_type)

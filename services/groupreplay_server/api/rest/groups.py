@@ -22,11 +22,10 @@ from groupreplay.v1 import group_pb2
 from groupreplay_server.api.rest.transcode import (
     Json,
     check_known,
+    column_from_json,
     fill_message,
-    from_base64,
     mismatch,
     number_to_json,
-    real,
     to_json,
 )
 
@@ -77,6 +76,12 @@ def group_to_json(
         if column not in layout.RESERVED
     }
     return group
+
+
+def log_ratios_to_json(ratios: group_pb2.LogRatios, *, as_base64: bool) -> dict[str, Json]:
+    """Return log ratios with their values as a column."""
+    values = np.frombuffer(ratios.values, "<f2")
+    return {**to_json(ratios), "values": _column_to_json(values, as_base64=as_base64)}
 
 
 def _column_to_json(array: Array, *, as_base64: bool) -> Json:
@@ -166,42 +171,6 @@ def _payload_fields(given: Mapping[str, Json], where: str) -> dict[str, Any]:
         name: _free_column(column, f"{where}.columns[{name[:40]!r}]") for name, column in columns.items()
     }
     return fields
-
-
-def column_from_json(value: Json, dtype: str, where: str) -> Array:
-    """Return the one-dimensional array of a column: an array of numbers, or base64 of their bytes."""
-    kind = np.dtype(dtype)
-    if isinstance(value, str):
-        data = from_base64(value, where)
-        if len(data) % kind.itemsize:
-            raise InvalidRequestError(f"{where} is {len(data)} bytes of base64, not a multiple of {dtype}'s size")
-        return np.frombuffer(data, kind.newbyteorder("<")).astype(kind, copy=False)
-    if not isinstance(value, list):
-        raise mismatch(where, value, f"an array of numbers, or base64 of {dtype}s")
-    return _numbers(value, kind, where)
-
-
-def _numbers(value: list[Json], kind: "np.dtype[Any]", where: str) -> Array:
-    types = set(map(type, value))
-    if kind.kind == "f":
-        if not types <= {int, float}:
-            value = [real(item, f"{where}[{index}]") for index, item in enumerate(value)]
-        wide = np.array(value, np.float64)
-        with np.errstate(over="ignore"):
-            narrow = wide.astype(kind)
-        lost = np.isfinite(wide) & ~np.isfinite(narrow)
-    else:
-        if not types <= {int}:
-            index = next(index for index, item in enumerate(value) if type(item) is not int)
-            raise mismatch(f"{where}[{index}]", value[index], "an integer")
-        limits = np.iinfo(kind)
-        wide = np.array(value, object if any(not -(2**63) <= item < 2**63 for item in value) else np.int64)
-        lost = (wide < limits.min) | (wide > limits.max)
-        narrow = wide if lost.any() else wide.astype(kind)
-    if lost.any():
-        index = int(np.argmax(lost))
-        raise mismatch(f"{where}[{index}]", value[index], f"a number that fits {kind.name}")
-    return narrow
 
 
 def _mask_from_json(value: Json, where: str) -> npt.NDArray[np.bool_]:

@@ -20,7 +20,7 @@ from groupreplay_server.api.rest.examples import ANSWERS, GROUP, LINES, PATH, QU
 from groupreplay_server.api.rest.groups import HEADER_FIELDS, TOKEN_COLUMNS
 from groupreplay_server.api.rest.problems import MEDIA_TYPE, RETRY_AFTER_S, problem
 from groupreplay_server.api.rest.routes import ROUTES, Answer, Body, Route
-from groupreplay_server.api.rest.transcode import INTEGERS, Json, is_map, to_json, words_of
+from groupreplay_server.api.rest.transcode import COLUMNS, INTEGERS, Json, is_map, to_json, words_of
 
 Schema = dict[str, Json]
 
@@ -192,7 +192,8 @@ class Document:
             case Answer.GROUP_LINES:
                 batch = {"batch": self._field(output["batch"])} if "batch" in output else {}
                 delivery = self._message(group_pb2.Delivery.DESCRIPTOR)
-                return _object({**batch, "group": _ref("Group"), "delivery": delivery, **closing})
+                ratios = {"log_ratios": self._log_ratios()} if "log_ratios" in _fields(route.request) else {}
+                return _object({**batch, "group": _ref("Group"), "delivery": delivery, **ratios, **closing})
             case Answer.RESULT_LINES:
                 result, durability = self._value(output["results"]), self._field(output["durability"])
                 return _object({"result": result, "durability": durability, **closing})
@@ -228,6 +229,8 @@ class Document:
         if field.type in INTEGERS:
             low, high = INTEGERS[field.type]
             return {"type": "integer", "minimum": low, "maximum": high}
+        if field.full_name in COLUMNS:
+            return _ref("Numbers")
         if field.type == FieldDescriptor.TYPE_BYTES:
             return {"type": "string", "contentEncoding": "base64"}
         simple = {FieldDescriptor.TYPE_BOOL: "boolean", FieldDescriptor.TYPE_STRING: "string"}
@@ -268,6 +271,14 @@ class Document:
             "A rollout group: what its header says, and the columns of its payload. Without columns, the header only."
         )
         return _described(schema | {"examples": [GROUP]}, about)
+
+    def _log_ratios(self) -> Schema:
+        ratios = group_pb2.LogRatios.DESCRIPTOR
+        schema = {name: self._field(field) for name, field in _fields(ratios).items()}
+        schema["values"] = _described(_ref("Numbers"), self._comment(f"{ratios.full_name}.values"))
+        return _described(
+            _object(schema), f"Where there are some and they were asked for. {self._comment(ratios.full_name)}"
+        )
 
     def _piece(self) -> Schema:
         fields = _fields(replay_service_pb2.RolloutPiece.DESCRIPTOR)

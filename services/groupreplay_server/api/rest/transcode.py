@@ -19,7 +19,8 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from groupreplay.errors import InvalidRequestError
-from groupreplay.v1 import error_pb2
+from groupreplay.payload import Array
+from groupreplay.v1 import error_pb2, table_pb2
 
 Json = Any
 """What orjson reads and writes."""
@@ -30,6 +31,8 @@ INTEGERS = {
     FieldDescriptor.TYPE_INT64: (-(2**63), 2**63 - 1),
     FieldDescriptor.TYPE_UINT64: (0, 2**64 - 1),
 }
+COLUMNS = {table_pb2.GroupFeedback.DESCRIPTOR.fields_by_name["log_ratios"].full_name: "float16"}
+"""Fields of bytes that are numbers, and their dtype: an array of numbers, or base64 of their little-endian bytes."""
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _LARGEST_FLOAT = 3.4028235677973366e38
 """The first number that rounds to infinity in 32 bits."""
@@ -175,6 +178,9 @@ def scalar(field: FieldDescriptor, value: Json, where: str) -> Any:
         if field.type == FieldDescriptor.TYPE_FLOAT and _LARGEST_FLOAT <= abs(number) < math.inf:
             raise mismatch(where, value, "a number that fits 32 bits")
         return number
+    if field.full_name in COLUMNS:
+        dtype = np.dtype(COLUMNS[field.full_name])
+        return column_from_json(value, dtype.name, where).astype(dtype.newbyteorder("<"), copy=False).tobytes()
     if field.type == FieldDescriptor.TYPE_BYTES:
         return from_base64(value, where)
     expected, name = (bool, "true or false") if field.type == FieldDescriptor.TYPE_BOOL else (str, "a string")
@@ -206,6 +212,42 @@ def from_base64(value: Json, where: str) -> bytes:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:  # ValueError: characters beyond ASCII
         raise InvalidRequestError(f"{where} is not base64: {error}") from None
+
+
+def column_from_json(value: Json, dtype: str, where: str) -> Array:
+    """Return the one-dimensional array of a column: an array of numbers, or base64 of their bytes."""
+    kind = np.dtype(dtype)
+    if isinstance(value, str):
+        data = from_base64(value, where)
+        if len(data) % kind.itemsize:
+            raise InvalidRequestError(f"{where} is {len(data)} bytes of base64, not a multiple of {dtype}'s size")
+        return np.frombuffer(data, kind.newbyteorder("<")).astype(kind, copy=False)
+    if not isinstance(value, list):
+        raise mismatch(where, value, f"an array of numbers, or base64 of {dtype}s")
+    return _numbers(value, kind, where)
+
+
+def _numbers(value: list[Json], kind: "np.dtype[Any]", where: str) -> Array:
+    types = set(map(type, value))
+    if kind.kind == "f":
+        if not types <= {int, float}:
+            value = [real(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        wide = np.array(value, np.float64)
+        with np.errstate(over="ignore"):
+            narrow = wide.astype(kind)
+        lost = np.isfinite(wide) & ~np.isfinite(narrow)
+    else:
+        if not types <= {int}:
+            index = next(index for index, item in enumerate(value) if type(item) is not int)
+            raise mismatch(f"{where}[{index}]", value[index], "an integer")
+        limits = np.iinfo(kind)
+        wide = np.array(value, object if any(not -(2**63) <= item < 2**63 for item in value) else np.int64)
+        lost = (wide < limits.min) | (wide > limits.max)
+        narrow = wide if lost.any() else wide.astype(kind)
+    if lost.any():
+        index = int(np.argmax(lost))
+        raise mismatch(f"{where}[{index}]", value[index], f"a number that fits {kind.name}")
+    return narrow
 
 
 def mismatch(where: str, value: Json, expected: str) -> InvalidRequestError:

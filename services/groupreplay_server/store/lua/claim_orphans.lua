@@ -20,7 +20,10 @@ local found, orphans = {}, 0
 for i = 5, #ARGV, 2 do
   local id, ref = ARGV[i], ARGV[i + 1]
   local fact = read_fact(id)
-  local named = fact and fact.payload_ref == ref or redis.call('ZSCORE', garbage, id .. '/' .. ref)
+  local fed_back = fact and read_ratios(id)
+  local named = fact and fact.payload_ref == ref
+    or fed_back and fed_back.ref == ref
+    or redis.call('ZSCORE', garbage, id .. '/' .. ref)
     or is_piece(id, ref)
   found[#found + 1] = named and 0 or 1
   orphans = orphans + found[#found]

@@ -1,7 +1,8 @@
 -- End a lease after training: effective groups join replay where the fill rule uses it, all others leave.
 -- A lease that expired is committed all the same while nobody else took its groups.
 -- Returns 1 if this commit was made before, else 0.   Errors: UNKNOWN_LEASE, LEASE_EXPIRED, STEP_CONFLICT
--- repeated: group_id, priority, kl, ess
+-- Log ratios of groups that have left, or that leave now, become garbage, as do those of a repeated commit.
+-- repeated: group_id, priority, kl, ess, ratios_ref, ratios_bytes
 local lease_id = ARGV[4]
 local step = tonumber(ARGV[5]) -- the training step; one commit per step
 
@@ -12,6 +13,9 @@ if not packed then
 end
 local lease = cmsgpack.unpack(packed)
 if lease.state == 'committed' and lease.step == step then
+  for i = 6, #ARGV, 6 do
+    keep_ratios(ARGV[i], nil, ARGV[i + 4])
+  end
   return 1
 elseif lease.state == 'committed' then
   return fail('STEP_CONFLICT', 'lease %s of table %s was committed with step %d, not %d',
@@ -41,8 +45,9 @@ if not is_live then
   end
 end
 
-for i = 6, #ARGV, 4 do
+for i = 6, #ARGV, 6 do
   local fact = read_fact(ARGV[i])
+  keep_ratios(ARGV[i], fact, ARGV[i + 4], tonumber(ARGV[i + 5]), lease.version, step)
   if fact then
     set_mark(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
     place_anew(ARGV[i], fact)
@@ -95,7 +100,7 @@ local function summarise()
   each_group(refilled, function(_, fact) -- some may have left, where the lease had expired
     add('replay_reward', fact and fact.reward_mean)
   end)
-  for i = 6, #ARGV, 4 do
+  for i = 6, #ARGV, 6 do
     add('kl', tonumber(ARGV[i + 2]))
     add('ess', tonumber(ARGV[i + 3]))
   end

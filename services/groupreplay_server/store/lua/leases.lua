@@ -353,12 +353,6 @@ local function describe()
   }
 end
 
--- Payloads are written before the index names them, on a cluster by a command of their own. Those of an insert that
--- took too long may have been swept away: claim_orphans.lua says up to when.
-local function begun_too_long_ago()
-  return now_ms <= tonumber(redis.call('HGET', state, 'begun_until_ms') or 0)
-end
-
 local function refuse_late_insert()
   local late_s = (tonumber(redis.call('HGET', state, 'begun_until_ms')) - now_ms) / 1000
   return fail('STORE_UNAVAILABLE', 'the insert into table %s began %d s before what may still be inserted; call again, '

@@ -40,6 +40,8 @@ local closing = KEYS[38]  -- zset  group_id -> when to look at the partial group
 local closed = KEYS[39]   -- hash  group_id -> packed partial group that closed short, or was dropped
 local closed_at = KEYS[40] -- zset  group_id -> time: those in closed
 local history = KEYS[41]   -- zset  packed summary of a committed training step -> the step
+local ratios = KEYS[42]    -- hash  group_id -> packed {payload_ref, bytes, policy version, step; -1 = none}: log ratios
+local ratios_at = KEYS[43] -- zset  group_id -> time they were fed back: those in ratios
 
 local now_ms = tonumber(ARGV[1]) -- wall clock of the caller
 local topic = ARGV[2]            -- run/table, for wake-ups
@@ -143,6 +145,12 @@ end
 
 local function is_expired(fact)
   return limits.ttl_s ~= nil and now_ms - fact.inserted_ms >= 1000 * limits.ttl_s
+end
+
+-- Payloads are written before the index names them, on a cluster by a command of their own. Those of an insert that
+-- took too long may have been swept away: claim_orphans.lua says up to when.
+local function begun_too_long_ago()
+  return now_ms <= tonumber(redis.call('HGET', state, 'begun_until_ms') or 0)
 end
 
 -- Random numbers: xoshiro128** (Blackman and Vigna), seeded by the caller; the same on every Redis and Valkey.

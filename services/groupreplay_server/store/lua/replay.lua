@@ -195,6 +195,7 @@ local function erase(id, fact)
   redis.call('HINCRBY', state, 'payload_bytes', 0 - fact.bytes) -- not -0, which is no integer to Redis
   redis.call('HINCRBY', usage, 'bytes', 0 - fact.bytes)
   redis.call('HINCRBY', usage, 'groups', -1)
+  drop_ratios(id)
   if fact.payload_ref ~= '' then
     redis.call('ZADD', garbage, now_ms, id .. '/' .. fact.payload_ref)
   end
