@@ -88,7 +88,8 @@ class Progress:
     log_lengths: Mapping[str, int] = field(default_factory=dict)
     """Bytes of each log file up to and including this step's lines."""
     feedback: Sequence[GroupFeedback] = ()
-    """What this step found out about its groups, for the commit: it may be made after a restart."""
+    """What this step found out about its groups, for the commit: it may be made after a restart, then without the log
+    ratios of tokens, which are no part of a checkpoint."""
     rejected_in_a_row: int = 0
     """Rejected steps up to and including this one; 0 if it was not rejected."""
 
@@ -200,7 +201,7 @@ def _write(state: TrainingState, path: Path) -> None:
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
     tensors["generator"] = state.generator
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    progress = json.dumps(asdict(state.progress))
+    progress = json.dumps(_fields_of(state.progress))
     metadata = {"format": FORMAT, "progress": progress, "sha256": _digest(progress, tensors)}
     save_file(tensors, path, metadata=metadata)
 
@@ -227,6 +228,13 @@ def _decode(path: Path) -> TrainingState:
         optimizer=optimizer,
         generator=tensors["generator"],
     )
+
+
+def _fields_of(progress: Progress) -> dict[str, Any]:
+    found = asdict(progress)
+    for item in found["feedback"]:
+        del item["log_ratios"]  # megabytes for people to look at
+    return found
 
 
 def _progress(fields: dict[str, Any]) -> Progress:

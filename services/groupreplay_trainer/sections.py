@@ -10,6 +10,7 @@ from groupreplay_trainer.algorithms import Arm
 from groupreplay_trainer.loss_config import LossConfig, Objective, WeightLevel
 
 Preset = Literal["faithful", "robust"]
+LogRatioGroups = Literal["off", "sample", "all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from groupreplay_trainer.algorithms import ARMS, Algorithm, Arm
 from groupreplay_trainer.loss_config import LossConfig
 from groupreplay_trainer.sections import (
     AlarmSettings,
+    LogRatioGroups,
     LossSettings,
     MemorySettings,
     MetricsSettings,
@@ -72,6 +73,10 @@ class TrainerSettings(Connection):
     max_wait_s: float | None = None
     """Seconds to wait for a batch while the service answers, before giving up with what it says is missing. Unlimited
     by default."""
+    feedback_log_ratios: LogRatioGroups = "sample"
+    """Groups of each step whose log ratio of every token, proximal less behaviour log probability, goes to the service
+    for people to look at, 2 bytes a token. off: none; sample: the one that the policy has moved furthest from, by its
+    KL; all: every one that fits into a call, 1048576 tokens in all. Nothing is drawn by them."""
     report_s: float = 60.0
     """Seconds between two log lines about what the trainer waits for."""
     call_timeout_s: float = 30.0

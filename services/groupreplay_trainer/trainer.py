@@ -21,6 +21,7 @@ import torch
 from groupreplay import (
     Batch,
     Client,
+    GroupFeedback,
     LeaseExpiredError,
     Policy,
     PolicyVersionConflictError,
@@ -38,6 +39,7 @@ from groupreplay_trainer.checkpoint import (
 )
 from groupreplay_trainer.diagnostics import group_feedback
 from groupreplay_trainer.failures import MAX_REJECTED_IN_A_ROW, NonFiniteError, RejectedStepError, explaining_memory
+from groupreplay_trainer.log_ratios import with_log_ratios
 from groupreplay_trainer.parts import adamw, load_reference, model_options, update_settings
 from groupreplay_trainer.policy_model import PolicyModel, load_policy_model
 from groupreplay_trainer.publish import WeightsFolder
@@ -270,7 +272,7 @@ class Trainer:
         line["alarms"] = self._ranks.first(lambda: self._alarms.judge(line))
         records = {TRAIN_LOG: line, GROUP_LOG: group_record(step, batch)}
         lengths = self._ranks.first(lambda: self._step_log.append(records))
-        found = group_feedback(batch, rollouts, report.proximal.logprobs_BT) if report and rollouts else ()
+        found = self._feedback(batch, rollouts, report) if report and rollouts else ()
         self._save(
             replace(
                 self._progress,
@@ -283,6 +285,17 @@ class Trainer:
             )
         )
         return line
+
+    def _feedback(self, batch: Batch, rollouts: TrainingBatch, report: UpdateReport) -> list[GroupFeedback]:
+        """Return what a step found out about its groups."""
+        proximal_BT = report.proximal.logprobs_BT
+        return with_log_ratios(
+            group_feedback(batch, rollouts, proximal_BT),
+            [item.group.group_id for item in batch.groups],
+            rollouts,
+            proximal_BT,
+            which=self._settings.feedback_log_ratios,
+        )
 
     def _train_on(self, batch: Batch) -> _Trained:
         """Update the model; leave it as it was where the batch holds nothing to train on, or is rejected."""
