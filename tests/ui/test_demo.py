@@ -1,11 +1,13 @@
 """The page beside a real demo, whose model learns. `--pictures docs/images` takes those of the documentation."""
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from processes import plain_environment, wait_until
 from ui.browser import Look
@@ -56,6 +58,17 @@ def take(page: Look, pictures: Path | None, name: str, *, height: int = 800) -> 
         page.screenshot(pictures / f"ui-{name}.png")
 
 
+def group_with_ratios(address: str) -> str:
+    """Return the id of a group whose ratios the demo's trainer fed back."""
+    table = f"http://{address}/v1/runs/popo/tables/rollouts"
+    listed = httpx.get(f"{table}/groups", params={"states": "replay", "limit": 1000}).raise_for_status().json()
+    wanted = {"group_ids": [it["header"]["group_id"] for it in listed["groups"]], "log_ratios": True}
+    read = httpx.post(f"{table}/groups/read", params={"columns": "base64"}, json=wanted).raise_for_status()
+    found = [line for line in map(json.loads, read.text.splitlines()) if "log_ratios" in line]
+    assert found, "no group of the buffer has ratios"
+    return str(max(found, key=lambda line: line["delivery"]["times_sampled"])["group"]["group_id"])
+
+
 @pytest.mark.timeout(600)
 def test_a_demo_is_watched_while_it_trains(demo_address: str, open_look: OpenLook, pictures: Path | None) -> None:
     """Steps appear one after the other; its groups can be read."""
@@ -79,6 +92,14 @@ def test_a_demo_is_watched_while_it_trains(demo_address: str, open_look: OpenLoo
     assert page.page.locator("article").count() == 8
     assert page.page.locator("article .token").count() > 8
     take(page, pictures, "group", height=560)
+
+    page.go(f"{TABLE}/groups/{group_with_ratios(demo_address)}")
+    page.page.get_by_label("Shade tokens by").locator("option", has_text="ratio fed back (policy").wait_for(
+        state="attached"
+    )
+    page.page.get_by_label("Shade tokens by").select_option(value="ratio fed back")
+    page.until("() => document.querySelector('article .token').title.startsWith('ratio fed back ')")
+    take(page, pictures, "ratios", height=560)
 
     for name, options in (("dark", {"scheme": "dark"}), ("narrow", {"width": 400})):
         other = open_look(demo_address, TABLE, **options)

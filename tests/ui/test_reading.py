@@ -99,7 +99,7 @@ def test_a_group_is_read_with_its_responses_side_by_side(client: Client, look: O
 
 
 def test_tokens_are_shaded_by_what_is_known_of_each(client: Client, look: OpenPage) -> None:
-    """Behaviour log probabilities; and columns of the producer, as they are and as ratios. No ratio is made up."""
+    """Behaviour log probabilities; and columns of the producer, as they are and as ratios."""
     training = Training(client)
     plain, rich = sum_group(1), sum_group(2)
     columns = {"reference_logprobs": (rich.behaviour_logprobs * 2).astype(np.float32)}
@@ -107,13 +107,13 @@ def test_tokens_are_shaded_by_what_is_known_of_each(client: Client, look: OpenPa
     training.insert([plain, RolloutGroup(**fields | {"columns": columns})])
     page = look(f"{AT}/groups/g00001")
     page.wait_for("108", "article")
-    assert "not the ratio of each token." in page.text()
     tokens = page.page.locator("article").first.locator(".token")
     shades = [tokens.nth(index).get_attribute("class") for index in range(4)]
     assert shades == ["token t0", "token t0", "token t0", "token t0"]
     assert tokens.nth(3).get_attribute("title") == "behaviour log probability -0.4"
     choice = page.page.get_by_label("Shade tokens by")
-    assert choice.locator("option").all_inner_texts() == ["nothing", "behaviour log probability"]
+    names = ["nothing", "behaviour log probability", "ratio fed back (none)"]
+    assert choice.locator("option").all_inner_texts() == names
     choice.select_option(label="nothing")
     page.until("() => document.querySelector('article .words').innerText === '108'")
     page.go(f"{AT}/groups/g00002")

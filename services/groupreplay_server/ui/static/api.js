@@ -66,10 +66,10 @@ export async function locateGroup(at, groupId, signal) {
   return (await json(`${tablePath(at)}/groups/locate`, { body: { group_ids: [groupId] }, signal })).states[0];
 }
 
-/** Return {group, delivery}, or null where the table does not hold the group. Columns are base64. */
+/** Return {group, delivery, log_ratios where there are some}, or null where the table has no such group; columns are base64. */
 export async function readGroup(at, groupId, signal) {
   const path = `${tablePath(at)}/groups/read?columns=base64`;
-  const response = await call(path, { body: { group_ids: [groupId] }, signal });
+  const response = await call(path, { body: { group_ids: [groupId], log_ratios: true }, signal });
   let found = null;
   for (const line of (await response.text()).split("\n").filter(Boolean)) {
     const item = JSON.parse(line);

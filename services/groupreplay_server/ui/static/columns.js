@@ -2,7 +2,7 @@
 
 import { attribute, h } from "./dom.js";
 
-const TYPES = { uint8: Uint8Array, int32: Int32Array, float32: Float32Array, float64: Float64Array, int64: BigInt64Array };
+const TYPES = { uint8: Uint8Array, uint16: Uint16Array, int32: Int32Array, float32: Float32Array, float64: Float64Array, int64: BigInt64Array };
 const MOST_IMAGES = 16;
 const MOST_PIXELS = 2 ** 24;
 const MAGIC = [
@@ -12,8 +12,20 @@ const MAGIC = [
   ["image/webp", [0x52, 0x49, 0x46, 0x46]],
 ];
 
+/** Return the number that 16 bits are: browsers have had Float16Array for too short a time. */
+function half(bits) {
+  const [exponent, fraction] = [(bits >> 10) & 31, bits & 1023];
+  const special = fraction ? NaN : Infinity;
+  const size = exponent === 31 ? special : exponent ? (1024 + fraction) * 2 ** (exponent - 25) : fraction * 2 ** -24;
+  return bits & 0x8000 ? -size : size;
+}
+
 /** Return the numbers of a column, or null where this page has no type for them. */
 export function decode(base64, dtype) {
+  if (dtype === "float16") {
+    const bits = decode(base64, "uint16");
+    return bits && Float32Array.from(bits, half);
+  }
   const type = TYPES[dtype];
   if (!type || typeof base64 !== "string") return null;
   const packed = atob(base64);

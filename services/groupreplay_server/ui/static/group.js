@@ -5,12 +5,11 @@ import { decode, imagesOf } from "./columns.js";
 import { attribute, h, sync, text } from "./dom.js";
 import { ago, mean, number, plural } from "./format.js";
 import { rewardLook } from "./groups.js";
+import { LOGPROBS, aboutRatios, legend, options, readShadings, tokenLook, tokenTitle } from "./shadings.js";
 
 const TOKENS_SHOWN = 600; // of a response, until more is asked for
 const TEXT_SHOWN = 8000;
-const LEVELS = 8;
 const PAGES_SEARCHED = 4;
-const LOGPROBS = "behaviour_logprobs";
 
 export class GroupView {
   constructor(at, groupId) {
@@ -36,7 +35,7 @@ export class GroupView {
     );
   }
 
-  /** Groups never change: what they say is read once, where they are is read again. */
+  /** Groups never change: what they say is read once, where they are is read again, and so is what is fed back. */
   async refresh(signal) {
     if (!this.loaded) {
       const found = await readGroup(this.at, this.groupId, signal);
@@ -47,9 +46,24 @@ export class GroupView {
       }
       this.group = found.group;
       this.loaded = true;
-      this.#show();
+      this.#show(found.log_ratios);
     }
-    this.#showFacts(await this.#find(signal));
+    const listed = await this.#find(signal);
+    this.#showFacts(listed);
+    await this.#followFeedback(listed, signal);
+  }
+
+  /** Read the group again once more was fed back: each commit that uses it tells KL or ESS, or counts. */
+  async #followFeedback(listed, signal) {
+    if (!listed) return;
+    const told = [listed.state, listed.times_sampled, listed.kl, listed.ess].join(" ");
+    if (this.feedback !== undefined && this.feedback !== told) {
+      const found = await readGroup(this.at, this.groupId, signal);
+      if (!found) return;
+      this.#readColumns(found.log_ratios);
+      this.#shadeAll();
+    }
+    this.feedback = told;
   }
 
   /** Return the group as the listing has it, with what was fed back; null where it left. */
@@ -93,7 +107,7 @@ export class GroupView {
     );
   }
 
-  #show() {
+  #show(ratios) {
     const { group } = this;
     text(this.note, "");
     this.#showPrompt();
@@ -103,7 +117,7 @@ export class GroupView {
         "The table keeps no payload of this group: it has no reward variance, so no step trains on it. keep_ineffective_payload keeps such ones to look at.",
       );
     }
-    this.#readColumns();
+    this.#readColumns(ratios);
     const [low, high] = [Math.min(...group.rewards), Math.max(...group.rewards)];
     let end = 0;
     group.response_lengths.forEach((length, index) => {
@@ -126,33 +140,18 @@ export class GroupView {
     );
   }
 
-  /** Collect what tokens can be shaded by: columns with a number for each token of the responses. */
-  #readColumns() {
+  /** Offer what tokens can be shaded by; what was chosen stays where it still is to be had. */
+  #readColumns(ratios) {
     const { group } = this;
-    this.shadings = new Map([["", null]]);
+    const chosen = this.shadings ? this.shade.value : LOGPROBS;
+    this.shadings = readShadings(group, ratios);
     if (!group.response_token_ids) return;
     this.ids = decode(group.response_token_ids, "int32");
-    const behaviour = decode(group.behaviour_logprobs, "float32");
-    this.shadings.set(LOGPROBS, { values: behaviour, label: "behaviour log probability", low: -4, high: 0, reversed: true });
-    for (const [name, column] of Object.entries(group.columns ?? {})) {
-      const values = column.shape.length === 1 && column.shape[0] === this.ids.length ? decode(column.values, column.dtype) : null;
-      if (!values || values instanceof BigInt64Array) continue;
-      this.shadings.set(name, { values, label: `column ${name}`, ...rangeOf(values) });
-      if (name.endsWith("logprobs")) {
-        const ratios = values.map((value, index) => Math.exp(value - behaviour[index]));
-        this.shadings.set(`ratio ${name}`, { values: ratios, label: `ratio of ${name} to behaviour`, low: 0, high: 2, middle: 1 });
-      }
-    }
-    const words = (name) => (name ? this.shadings.get(name).label : "nothing");
-    this.shade.replaceChildren(...[...this.shadings.keys()].map((name) => h("option", { value: name }, words(name))));
-    this.shade.value = LOGPROBS;
+    this.shade.replaceChildren(...options(this.shadings));
+    this.shade.value = this.shadings.get(chosen)?.missing ? LOGPROBS : chosen;
     this.controls.hidden = false;
-    const hasRatio = [...this.shadings.keys()].some((name) => name.startsWith("ratio "));
     this.told.hidden = false;
-    text(
-      this.told,
-      `Trainers feed back KL and ESS of the whole group (above), not the ratio of each token${hasRatio ? "; the ratios to choose here are those of a column that the producer sent" : ""}.`,
-    );
+    text(this.told, aboutRatios(ratios));
   }
 
   #makeResponse({ index, start, end, low, high }) {
@@ -204,10 +203,7 @@ export class GroupView {
     const shading = this.shadings?.get(this.shade.value);
     this.scale.replaceChildren();
     if (!shading) return;
-    const { low, high, reversed, middle } = shading;
-    const looks = Array.from({ length: LEVELS }, (_, level) => h("i", { class: middle === undefined ? `t${level}` : ratioLook(level) }));
-    const ends = [number(low), number(high)];
-    this.scale.append(ends[reversed ? 1 : 0], h("span", { "aria-hidden": "true" }, ...looks), ends[reversed ? 0 : 1]);
+    this.scale.append(...legend(shading));
   }
 
   #shadeOne({ pieces, body, more, shown, start }) {
@@ -226,33 +222,10 @@ export class GroupView {
     for (let at = 0; at < Math.min(shown, count); at += 1) {
       const value = shading?.values[start + at];
       const look = shading ? tokenLook(value, shading) : "";
-      parts.push(h("span", { class: `token ${look}`, title: shading ? `${shading.label} ${number(value)}` : null }, token(at)));
+      parts.push(h("span", { class: `token ${look}`, title: shading ? tokenTitle(value, shading) : null }, token(at)));
     }
     body.replaceChildren(...parts);
     more.hidden = count <= shown;
     text(more, `Show more of ${number(count)} tokens`);
   }
-}
-
-function rangeOf(values) {
-  let [low, high] = [Infinity, -Infinity];
-  for (const value of values) {
-    if (value < low && value > -Infinity) low = value;
-    if (value > high && value < Infinity) high = value;
-  }
-  return { low, high };
-}
-
-function tokenLook(value, { low, high, reversed, middle }) {
-  if (!Number.isFinite(value)) return "";
-  const share = high > low ? Math.max(0, Math.min(1, (value - low) / (high - low))) : 0.5;
-  const level = Math.min(LEVELS - 1, Math.floor(share * LEVELS));
-  if (middle !== undefined) return ratioLook(level);
-  return `t${reversed ? LEVELS - 1 - level : level}`;
-}
-
-/** Below one in one colour, above in the other, the stronger the further away. */
-function ratioLook(level) {
-  const half = LEVELS / 2;
-  return level < half ? `below t${2 * (half - 1 - level)}` : `t${2 * (level - half)}`;
 }
