@@ -488,8 +488,9 @@ class GroupFeedback(_message.Message):
     ess: _builtins.float
     """Effective sample size of the behaviour weights, as a share of the tokens, in (0, 1]."""
     log_ratios: _builtins.bytes
-    """For people to look at: LogRatios.values of the group. The table keeps the latest; no draw depends on them. All those
-    of one call have at most 2097152 bytes. Snapshots leave them out.
+    """For people to look at: LogRatios.values of the group. The table keeps the latest of each group while the group
+    is there, 64 MiB in all, and drops those fed back first; no draw depends on them. All those of one call have at most
+    2097152 bytes. Snapshots leave them out.
     """
     def __init__(
         self,
