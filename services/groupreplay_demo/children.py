@@ -33,8 +33,8 @@ class Child:
         """Start it; the log is appended to."""
         with self._log.open("ab") as log, uninterrupted():
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "groupreplay_cli", *self._arguments],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "groupreplay_demo.tethered", *self._arguments],
+                stdin=subprocess.PIPE,  # which ends with this process, and the command with it
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=_environment(),
@@ -60,7 +60,7 @@ class Child:
         """SIGKILL, as a machine that dies."""
         assert self._process is not None
         self._process.kill()
-        self._process.wait()
+        self._wait()
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL for one that does not end."""
@@ -68,9 +68,15 @@ class Child:
             return
         self._process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(STOP_TIMEOUT_S)
+            self._wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.kill()
+
+    def _wait(self, timeout_s: float | None = None) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.wait(timeout_s)
+        self._process.stdin.close()
 
 
 def stop_all(children: Iterable[Child]) -> None:

@@ -152,7 +152,9 @@ def test_a_process_that_ends_by_itself_ends_the_demo_with_its_last_words(tmp_pat
     demo = start_demo(run_dir, *FREE_PORTS)
 
     def trainers() -> list[int]:
-        return [pid for pid, arguments in processes_of(run_dir).items() if "groupreplay_cli train " in arguments]
+        return [
+            pid for pid, arguments in processes_of(run_dir).items() if "groupreplay_demo.tethered train " in arguments
+        ]
 
     wait_until(lambda: len(trainers()) == 1, "the trainer was started")
     os.kill(trainers()[0], signal.SIGKILL)
@@ -218,3 +220,13 @@ def test_a_folder_that_no_demo_made_is_left_alone(tmp_path: Path) -> None:
     output = finished(start_demo(tmp_path, *FREE_PORTS), status=1)
     assert "holds something that no demo made" in output
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_killed_demo_leaves_nothing_running(tmp_path: Path) -> None:
+    """As when the kernel kills it for want of memory: no code of its own can stop anything then."""
+    run_dir = tmp_path / "demo"
+    demo = start_demo(run_dir, *FREE_PORTS)
+    wait_until((run_dir / "popo/train.log").exists, "the demo starts its processes")
+    demo.kill()
+    demo.communicate()
+    wait_until(lambda: processes_of(run_dir) == {}, "its processes end")
