@@ -11,6 +11,7 @@ from pathlib import Path
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
 from groupreplay import __version__
+from groupreplay_server.api.http_access import MAX_HEADER_BYTES
 from groupreplay_server.api.rest.bodies import MAX_GROUPS_BYTES, MAX_REQUEST_BYTES
 from groupreplay_server.api.rest.calls import MAX_STREAM_RESULTS
 from groupreplay_server.api.rest.openapi import Document
@@ -95,8 +96,9 @@ _RULES = f"""## Rules
 - **Errors** are `application/problem+json` (RFC 9457): `type`, `title`, `status`, `detail`, `reason`, `retryable`.
   The [reasons](errors.md) and their statuses are those of gRPC and the SDK; one that may pass comes with
   `Retry-After`. A path or a verb that does not exist is INVALID_REQUEST with 404 or 405, another media type with 415,
-  a body that is too large GROUP_TOO_LARGE with 413. A group that is refused is no error of the call: its result says
-  why.
+  a body that is too large MESSAGE_TOO_LARGE with 413, headers of more than {MAX_HEADER_BYTES // 2**10} KiB with 431.
+  (What is no HTTP at all, and headers of more than 64 KiB, the HTTP library ends with a 400 of its own, without a
+  problem.) A group that is refused is no error of the call: its result says why.
 - **Tokens**, where the service asks for them: `Authorization: Bearer grt.NAME.SECRET`, on every path but `/healthz`,
   `/readyz` and the files of [the page](../howto/watch-on-the-page.md). UNAUTHENTICATED is 401, PERMISSION_DENIED 403.
   [Secure the service](../howto/secure-the-service.md) has the scopes.

@@ -119,7 +119,14 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
             atropos_table=settings.atropos_table,
         )
         files = page_paths(at_root=not settings.atropos_table)
-        app.add_middleware(AccessMiddleware, access=access, open_metrics=settings.open_metrics, files=files)
+        app.add_middleware(
+            AccessMiddleware,
+            access=access,
+            metrics=metrics,
+            open_metrics=settings.open_metrics,
+            files=files,
+            atropos_at_root=bool(settings.atropos_table),
+        )
         app.add_middleware(RequestIds)
         http_server = HttpServer(app, calls, certificates)
         grpc_port = grpc_server.bind(settings.grpc_listen, certificates)

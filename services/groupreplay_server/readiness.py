@@ -1,6 +1,6 @@
 """Whether the service should get calls."""
 
-from groupreplay.errors import GroupReplayError
+from groupreplay.errors import GroupReplayError, ShuttingDownError
 from groupreplay_server.store.redis_store import RedisStore
 
 
@@ -15,10 +15,10 @@ class Readiness:
         """Be ready no more."""
         self._draining = True
 
-    @property
-    def draining(self) -> bool:
-        """Whether no new calls are taken."""
-        return self._draining
+    def check_taking_calls(self) -> None:
+        """Raise ShuttingDownError where no new calls are taken."""
+        if self._draining:
+            raise ShuttingDownError("the service is draining; call again, another replica or its successor answers")
 
     async def obstacle(self) -> str | None:
         """Return what is in the way, or None when ready."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import make_group
 
-from groupreplay import GroupTooLargeError, InvalidGroupError
+from groupreplay import InvalidGroupError, MessageTooLargeError
 from groupreplay.convert import group_from_wire, group_to_wire
 from groupreplay_server.api.atropos.arrivals import QueuedGroup, slots_for
 from groupreplay_server.api.atropos.bodies import unpack
@@ -108,5 +108,5 @@ def test_a_batch_is_the_groups_that_fit(sizes: list[int], batch_size: int, slots
 def test_a_small_body_that_unpacks_to_a_large_one_is_refused() -> None:
     """Before there is memory taken for it."""
     assert unpack(gzip.compress(b"ab") + gzip.compress(b"cd"), limit=4) == b"abcd"
-    with pytest.raises(GroupTooLargeError, match="more than 4 bytes"):
+    with pytest.raises(MessageTooLargeError, match="more than 4 bytes"):
         unpack(gzip.compress(bytes(10_000_000)), limit=4)

@@ -206,15 +206,24 @@ async def test_more_groups_than_one_insert_takes_are_refused_together(
     assert str(error) == "1025 groups in one Insert, at most 1024"
 
 
-async def test_a_message_above_the_limit_of_grpc_is_refused(make_table: MakeTable, stub: ReplayServiceStub) -> None:
-    """Who sends a large group in one message is told so."""
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (5_000_000, r"InsertRequest of 5\d+ bytes: a message has at most 4194304; .*in parts, with InsertStream"),
+        (20_000_000, r"larger than max \(20\d+ vs. 16777216\); send fewer items in a call, .* insert_many\(\) does"),
+    ],
+)
+async def test_a_message_above_the_limit_is_refused(
+    make_table: MakeTable, stub: ReplayServiceStub, size: int, message: str
+) -> None:
+    """Who sends a large group in one message is told what to do, by the service or, far above, by the client."""
     table = await make_table()
-    header, payload = group_to_wire(make_group("large", columns={"x": np.zeros(5_000_000, np.uint8)}))
+    header, payload = group_to_wire(make_group("large", columns={"x": np.zeros(size, np.uint8)}))
     request = pb.InsertRequest(groups=[group_pb2.RolloutGroup(header=header, payload=payload)], **table.names)
     async with unchanged(table):
         error = await failure(stub.Insert(request))
-    assert error.reason == "INVALID_REQUEST"
-    assert "larger than max" in str(error)
+    assert error.reason == "MESSAGE_TOO_LARGE"
+    assert re.search(message, str(error)), error
 
 
 def broken_streams() -> dict[str, tuple[Callable[[], list[group_pb2.GroupPart]], str]]:

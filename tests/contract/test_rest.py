@@ -320,7 +320,7 @@ async def test_a_body_that_hides_its_size_is_refused_at_the_limit(
     except httpx.TransportError:
         assert megabytes == 10**6  # it was busy sending, and did not hear why
     else:
-        assert f"at most {MAX_REQUEST_BYTES} are read" in problem_of(answer, "GROUP_TOO_LARGE")
+        assert f"at most {MAX_REQUEST_BYTES} are read" in problem_of(answer, "MESSAGE_TOO_LARGE")
 
 
 async def test_a_group_above_the_limit_of_its_table_is_refused(http: httpx.AsyncClient, make_table: MakeTable) -> None:

@@ -1,5 +1,6 @@
 """When a failed call is made again."""
 
+import re
 import socket
 import time
 
@@ -11,12 +12,14 @@ from table_user import connect
 from groupreplay import (
     CallDeadlineExceededError,
     GroupReplayError,
+    InternalError,
     InvalidRequestError,
+    MessageTooLargeError,
     ServiceUnavailableError,
     TableFullError,
     UnknownTableError,
 )
-from groupreplay.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, Attempts
+from groupreplay.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, Attempts, error_from_rpc
 
 
 def test_pauses_double_with_jitter_up_to_the_longest() -> None:
@@ -79,3 +82,44 @@ async def test_a_service_that_does_not_answer_is_a_deadline_error(kind: str) -> 
 def test_no_exception_of_grpc_is_one_of_ours() -> None:
     """Callers catch GroupReplayError; grpc.RpcError stays inside."""
     assert not issubclass(GroupReplayError, grpc.RpcError)
+
+
+class Refused(grpc.RpcError):
+    """What gRPC itself, or a proxy, ends a call with: no reason of ours is in its metadata."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        self.code, self.details, self.trailing_metadata = lambda: code, lambda: details, lambda: ()
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "error", "fix"),
+    [
+        (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "SERVER: Received message larger than max (17000000 vs. 16777216)",
+            MessageTooLargeError,
+            r"larger than max \(17000000 vs. 16777216\); send fewer items in a call, and large groups in parts",
+        ),
+        (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "received metadata size exceeds hard limit (70000 vs. 65536)",
+            MessageTooLargeError,
+            r"exceeds hard limit .*; send fewer or shorter headers",
+        ),
+        (
+            grpc.StatusCode.UNIMPLEMENTED,
+            "Method not found!",
+            InvalidRequestError,
+            "see that groupreplay runs there, in a version as new as this client's",
+        ),
+        (grpc.StatusCode.UNAVAILABLE, "Connection refused", ServiceUnavailableError, "see that the service runs there"),
+        (grpc.StatusCode.DATA_LOSS, "bytes are gone", InternalError, "here:1 answered DATA_LOSS: bytes are gone"),
+    ],
+)
+def test_what_grpc_itself_refuses_is_typed_and_says_what_to_do(
+    code: grpc.StatusCode, details: str, error: type[GroupReplayError], fix: str
+) -> None:
+    """Its statuses have no reason of ours; the client gives them one."""
+    typed = error_from_rpc(Refused(code, details), "here:1")
+    assert type(typed) is error
+    assert re.search(fix, str(typed)), typed

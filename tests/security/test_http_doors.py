@@ -11,8 +11,9 @@ from starlette.routing import Route
 
 from groupreplay import AsyncClient, Scope
 from groupreplay_server.api.atropos.access import ROOT_PATHS, RPC_OF
-from groupreplay_server.api.http_access import METRICS, PROBES
+from groupreplay_server.api.http_access import PROBES
 from groupreplay_server.api.http_api import make_app
+from groupreplay_server.api.http_calls import DOCUMENT, METRICS
 from groupreplay_server.api.operations import Operations
 from groupreplay_server.api.running import RunningCalls
 from groupreplay_server.app import RunningServer, running_server
@@ -92,6 +93,6 @@ def test_every_route_is_one_that_the_table_of_scopes_knows() -> None:
         running=RunningCalls(),
     )
     paths = {route.path for route in app.routes if isinstance(route, Route)}
-    assert paths == PROBES | {METRICS, "/openapi.json"}
+    assert paths == PROBES | {METRICS, DOCUMENT}
     assert len(app.routes) == len(paths) + 3  # the routers of REST, of Atropos, and of the page (page_paths)
     assert {path.rpartition("/")[2].replace("-", "_") or "root" for path in ROOT_PATHS} == set(RPC_OF)

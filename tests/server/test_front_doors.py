@@ -17,6 +17,8 @@ from service_user import settings
 from table_user import TableUser
 
 from groupreplay import AsyncClient, BatchNotReadyError, TableConfig, UnknownTableError
+from groupreplay.convert import group_to_wire
+from groupreplay.retry import error_from_rpc
 from groupreplay_server.app import RunningServer, running_server
 
 SERVICE = "groupreplay.v1.ReplayService"
@@ -66,11 +68,15 @@ async def test_reflection_lists_the_service_and_describes_it(channel: grpc.aio.C
 
 
 async def test_an_unknown_method_is_unimplemented(channel: grpc.aio.Channel) -> None:
-    """A client that is newer than the service can tell."""
-    call = cast(Any, channel.unary_unary(f"/{SERVICE}/NoSuchMethod"))
-    with pytest.raises(grpc.RpcError) as raised:
-        await call(b"")
-    assert cast(grpc.Call, raised.value).code() is grpc.StatusCode.UNIMPLEMENTED
+    """A client that is newer than the service can tell, in whatever shape it calls."""
+    for make in (channel.unary_unary, channel.stream_stream):
+        call = cast(Any, make)(f"/{SERVICE}/NoSuchMethod")
+        with pytest.raises(grpc.RpcError) as raised:
+            await (call(b"") if make == channel.unary_unary else call(iter([b""])).read())
+        assert cast(grpc.Call, raised.value).code() is grpc.StatusCode.UNIMPLEMENTED
+        error = error_from_rpc(raised.value, "the service")
+        assert error.reason == "INVALID_REQUEST"
+        assert "/NoSuchMethod: there is no such call here" in str(error)
 
 
 async def test_a_running_service_is_healthy_and_ready(http: httpx.AsyncClient) -> None:
@@ -102,8 +108,14 @@ async def test_metrics_show_calls_tables_and_bytes(http: httpx.AsyncClient, clie
         'groupreplay_table_inserted_groups_total{effective="true",run="run",table="train"} 1.0',
     ):
         assert line in lines
-    bytes_in = next(line for line in lines if line.startswith('groupreplay_payload_bytes_total{direction="in"}'))
-    assert float(bytes_in.split()[-1]) > 0
+    moved = {
+        direction: float(line.split()[-1])
+        for direction in ("in", "out")
+        for line in lines
+        if line.startswith(f'groupreplay_payload_bytes_total{{direction="{direction}"}}')
+    }
+    payloads = {group.group_id: len(group_to_wire(group)[1]) for group in (*effective("a"), *ineffective("x"))}
+    assert moved == {"in": sum(payloads.values()), "out": payloads["a"]}
 
 
 async def test_a_table_that_is_half_made_hides_no_other(

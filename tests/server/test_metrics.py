@@ -1,5 +1,6 @@
 """What Prometheus scrapes: complete, bounded, and cheap however many look."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from importlib.resources import files
@@ -151,3 +152,31 @@ async def test_the_producers_of_a_table_are_dead_for_an_hour_and_then_forgotten(
     assert counts(1) == {"alive": 1, "slow": 0, "dead": 0}
     assert counts(10) == {"alive": 0, "slow": 0, "dead": 1}
     assert counts(DEAD_FOR_S + 1) == {"alive": 0, "slow": 0, "dead": 0}
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type", "method"),
+    [
+        ("groups/stream", "application/x-ndjson", "InsertStream"),
+        ("groups/read", "application/json", "GetGroups"),
+        ("groups/locate", "application/json", "LocateGroups"),
+    ],
+)
+async def test_a_body_that_does_not_come_in_time_is_counted_as_late(
+    server: RunningServer, client: AsyncClient, path: str, media_type: str, method: str
+) -> None:
+    """By the reason that its sender is told, not as a caller who went away."""
+    await client.create_table(**NAMES)
+    host, _, port = server.http_address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST /v1/runs/run/tables/train/{path}?timeout_s=0.1 HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n"
+    writer.write(f"{head}Content-Type: {media_type}\r\n\r\n".encode())
+    async with asyncio.timeout(20):
+        answer = await reader.read()
+    writer.close()
+    assert b" 504 " in answer.splitlines()[0]
+    assert b'"DEADLINE_EXCEEDED"' in answer
+    found = await scrape(server)
+    ends = {name: value for name, value in found.items() if name.startswith("groupreplay_call_seconds_count")}
+    assert [value for name, value in ends.items() if f'method="{method}"' in name] == [1]
+    assert ends[f'groupreplay_call_seconds_count{{method="{method}",reason="DEADLINE_EXCEEDED"}}'] == 1

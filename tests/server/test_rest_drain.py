@@ -76,8 +76,12 @@ async def test_running_calls_end_and_new_ones_are_refused(
     async with asyncio.timeout(60):
         while (await http.get("/readyz")).json()["obstacle"] != "draining":
             pass
-    late = await http.get(TABLE)
-    assert (late.status_code, late.json()["reason"]) == (503, "SHUTTING_DOWN")
+    for path in (TABLE, "/atropos/run/train/batch"):
+        late = await http.get(path)
+        assert (late.status_code, late.json()["reason"]) == (503, "SHUTTING_DOWN")
+    metrics = (await http.get("/metrics")).text
+    for method in ("DescribeTable", "Atropos.batch"):
+        assert f'groupreplay_call_seconds_count{{method="{method}",reason="SHUTTING_DOWN"}} 1.0' in metrics
     draining.set()
     *results, end = [json.loads(line) for line in (await stream).text.splitlines()]
     assert [line["result"]["outcome"] for line in results] == ["inserted", "inserted"]

@@ -51,6 +51,14 @@ class GroupTooLargeError(GroupReplayError, ValueError):
     http_status = 413
 
 
+class MessageTooLargeError(GroupReplayError, ValueError):
+    """A message, a body or the headers of a call are larger than the service reads at once."""
+
+    reason = "MESSAGE_TOO_LARGE"
+    grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = 413
+
+
 class UnknownRunError(GroupReplayError, LookupError):
     """No such run; create_table makes it."""
 

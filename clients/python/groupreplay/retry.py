@@ -11,6 +11,7 @@ from groupreplay.errors import (
     GroupReplayError,
     InternalError,
     InvalidRequestError,
+    MessageTooLargeError,
     ServiceUnavailableError,
     error_from_reason,
 )
@@ -83,5 +84,17 @@ def error_from_rpc(error: grpc.RpcError, address: str) -> GroupReplayError:
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return CallDeadlineExceededError(f"no answer from {address} within the timeout; pass a longer timeout_s")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return InvalidRequestError(f"{address} refused the message: {details}")
+        return MessageTooLargeError(f"{address} did not take the call: {details}; {_smaller(details)}")
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return InvalidRequestError(
+            f"{address} does not take this call: {details}; see that groupreplay runs there, in a version as new as "
+            "this client's, and that nothing between them changes the messages"
+        )
     return InternalError(f"{address} answered {code.name}: {details}")
+
+
+def _smaller(details: str) -> str:
+    """Return what to do about a call that gRPC itself, which knows no reason of ours, found too large."""
+    if "metadata" in details:
+        return "send fewer or shorter headers: the token and the request id are all that the service asks for"
+    return "send fewer items in a call, and large groups in parts: insert_many() does"

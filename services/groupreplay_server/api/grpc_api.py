@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from groupreplay.errors import InvalidRequestError
+from groupreplay.errors import InvalidRequestError, MessageTooLargeError
 from groupreplay.group_messages import read_insert_request, read_insert_stream_request
 from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.access import Access, note_peer
 from groupreplay_server.api.checked_call import CheckedCall, Request
-from groupreplay_server.api.grpc_errors import abort
-from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.api.grpc_errors import abort, refusal
+from groupreplay_server.api.metrics import UNKNOWN, Metrics
 from groupreplay_server.api.observed_call import observed
 from groupreplay_server.api.operations import SERVICE, Operations
 
+MAX_MESSAGE_BYTES = 4 * 2**20
+"""Of a request. Larger groups come in parts, on a stream."""
 _REPLY_MARGIN_S = 0.1
 """An answer that says why is sent this long before the caller's deadline, or it would never be read."""
 _READ_BY_HAND: dict[type[Message], Callable[[bytes], Request]] = {
@@ -43,6 +45,10 @@ class GrpcApi:
             SERVICE.full_name,
             {method.name: self._handler(method, self._operations.method(method.name)) for method in SERVICE.methods},
         )
+
+    def unknown_calls(self) -> grpc.GenericRpcHandler:
+        """Return what answers every method; to be asked last."""
+        return _UnknownCalls(self._metrics)
 
     def _handler(self, method: Any, call: Callable[..., Any]) -> "grpc.RpcMethodHandler[Any, Any]":
         request_class = getattr(pb, method.input_type.name)
@@ -91,6 +97,27 @@ class GrpcApi:
             yield checked
 
 
+class UnknownCallError(InvalidRequestError):
+    """There is no such method."""
+
+    grpc_code = grpc.StatusCode.UNIMPLEMENTED
+
+
+class _UnknownCalls(grpc.GenericRpcHandler):
+    """Ends calls of methods that are not there; gRPC would do so by itself, but without a reason."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def service(self, handler_call_details: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+        asked = str(handler_call_details.method)[:200]
+        error = UnknownCallError(
+            f"{asked}: there is no such call here; {SERVICE.full_name} has {len(SERVICE.methods)}, which reflection "
+            "lists. A client that is newer than the service knows more: upgrade the service"
+        )
+        return refusal(error, UNKNOWN, self._metrics)
+
+
 def _admitted(request: Any, checked: CheckedCall, request_class: type[Message], streamed: bool) -> Any:
     """Return a request, or the stream of requests, that the caller's token allows, from the bytes that came."""
     if streamed:
@@ -102,6 +129,11 @@ def _admitted(request: Any, checked: CheckedCall, request_class: type[Message], 
 
 
 def _parse(request_class: type[Message], data: bytes) -> Request:
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise MessageTooLargeError(
+            f"{request_class.__name__} of {len(data)} bytes: a message has at most {MAX_MESSAGE_BYTES}; send fewer "
+            "items in a call, and large groups in parts, with InsertStream"
+        )
     read = _READ_BY_HAND.get(request_class, request_class.FromString)
     try:
         return read(data)

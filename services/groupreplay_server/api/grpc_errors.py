@@ -1,12 +1,15 @@
 """How a failed call ends over gRPC: code, message, and the reason in the trailing metadata."""
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 
+from groupreplay.errors import GroupReplayError
 from groupreplay.request_ids import METADATA as REQUEST_ID_METADATA
 from groupreplay.request_ids import current_request_id
+from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.operations import typed_error
 
 REASON_METADATA = "groupreplay-reason"
@@ -24,3 +27,21 @@ async def abort(context: "Context", name: str, failure: Exception) -> NoReturn:
         metadata.append((RETRY_AFTER_METADATA, str(math.ceil(error.retry_after_s * 1000))))
     await context.abort(error.grpc_code, str(error), tuple(metadata))
     raise AssertionError("abort always raises") from failure
+
+
+def refusal(
+    error: GroupReplayError, method: str, metrics: Metrics, note: Callable[["Context"], None] | None = None
+) -> "grpc.RpcMethodHandler[Any, Any]":
+    """Return a handler that reads nothing, counts the call under a method's name, and ends it with an error.
+
+    Args:
+        note: called with the context before the end.
+    """
+
+    async def refuse(_: Any, context: "Context") -> None:
+        metrics.refused(method, error.reason)
+        if note is not None:
+            note(context)
+        await abort(context, method, error)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)

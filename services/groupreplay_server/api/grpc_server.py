@@ -4,15 +4,15 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from groupreplay_server.api.grpc_access import AccessInterceptor
-from groupreplay_server.api.grpc_api import GrpcApi
+from groupreplay_server.api.grpc_access import MAX_METADATA_BYTES, AccessInterceptor
+from groupreplay_server.api.grpc_api import MAX_MESSAGE_BYTES, GrpcApi
 from groupreplay_server.api.operations import SERVICE
 from groupreplay_server.certificates import Certificates
 
-MAX_MESSAGE_BYTES = 4 * 2**20
-"""Of a request. Larger groups come in parts, on a stream."""
-MAX_METADATA_BYTES = 8 * 2**10
-"""Of a call's headers, the token included."""
+_CORE_MESSAGE_BYTES = 4 * MAX_MESSAGE_BYTES
+_CORE_METADATA_BYTES = 8 * MAX_METADATA_BYTES
+"""Where gRPC itself stops reading. What lies between our limits and these is answered with a reason, which gRPC's own
+refusals have not; what a call can make us keep stays bounded all the same."""
 
 
 class GrpcServer:
@@ -28,9 +28,9 @@ class GrpcServer:
         self._server = grpc.aio.server(
             interceptors=[interceptor],
             options=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-                ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+                ("grpc.max_receive_message_length", _CORE_MESSAGE_BYTES),
+                ("grpc.max_metadata_size", _CORE_METADATA_BYTES),  # between the two it would refuse by chance
+                ("grpc.absolute_max_metadata_size", _CORE_METADATA_BYTES),
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
@@ -41,7 +41,7 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        self._server.add_generic_rpc_handlers((api.handlers(),))
+        self._server.add_generic_rpc_handlers((api.handlers(), api.unknown_calls()))  # asked in this order
 
     def bind(self, address: str, certificates: Certificates | None = None) -> int:
         """Listen on host:port (0 = any free port) or unix:path, by TLS with certificates; return the port."""

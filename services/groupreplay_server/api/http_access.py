@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from groupreplay.errors import GroupReplayError
+from groupreplay.errors import GroupReplayError, MessageTooLargeError
 from groupreplay_server.access import Access
 from groupreplay_server.api.atropos.access import authorization_of
+from groupreplay_server.api.http_calls import METRICS, call_name
+from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.rest.problems import problem_response
 
 if TYPE_CHECKING:
@@ -14,23 +16,42 @@ if TYPE_CHECKING:
 
 PROBES = frozenset({"/healthz", "/readyz"})
 """Open to all: load balancers have no token, and these tell nothing of what is kept."""
-METRICS = "/metrics"
+MAX_HEADER_BYTES = 32 * 2**10
+"""Of a request's headers. Browsers send along what other services of the same host left with them."""
 _FORGOTTEN_BYTES = 2**20
 """A refused body up to this size is read and forgotten, so that its connection can go on."""
 
 
-class AccessMiddleware:
-    """Refuses requests without a good token."""
+class HeadersTooLargeError(MessageTooLargeError):
+    """The headers are larger than the service reads."""
 
-    def __init__(self, app: "ASGIApp", access: Access, *, open_metrics: bool, files: Iterable[str] = ()) -> None:
+    http_status = 431
+
+
+class AccessMiddleware:
+    """Refuses requests without a good token, and counts what it refuses."""
+
+    def __init__(
+        self,
+        app: "ASGIApp",
+        access: Access,
+        metrics: Metrics,
+        *,
+        open_metrics: bool,
+        files: Iterable[str] = (),
+        atropos_at_root: bool = False,
+    ) -> None:
         """Guard an application.
 
         Args:
             open_metrics: /metrics is for all; it names runs and tables.
             files: paths of what is in the package for all to read.
+            atropos_at_root: the Atropos API is served at the root too.
         """
         self._app = app
         self._access = access
+        self._metrics = metrics
+        self._atropos_at_root = atropos_at_root
         self._open = PROBES | ({METRICS} if open_metrics else frozenset()) | frozenset(files)
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
@@ -40,11 +61,14 @@ class AccessMiddleware:
         authorization = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         host, port = scope.get("client") or ("", 0)
         try:
+            _check_size(scope)
             shown = authorization_of(scope["path"], authorization.decode("latin-1"))
             caller = await self._access.enter(shown, peer=f"{host}:{port}", door="http")
             if scope["path"] == METRICS:
                 self._access.check_run(caller, "GetServerInfo", "")  # all tables of all runs are on it
         except GroupReplayError as error:
+            name = call_name(scope["method"], scope["path"], atropos_at_root=self._atropos_at_root)
+            self._metrics.refused(name, error.reason)
             more = {"Connection": "close"} if _is_large(scope) else None  # or all of it would be read, to be forgotten
             await problem_response(error, headers=more)(scope, receive, send)
             return
@@ -66,6 +90,15 @@ class AccessMiddleware:
     async def _pay(self, size: int) -> None:
         if wait_s := self._access.charge(size):
             await asyncio.sleep(wait_s)
+
+
+def _check_size(scope: "Scope") -> None:
+    size = sum(len(name) + len(value) for name, value in scope["headers"])
+    if size > MAX_HEADER_BYTES:
+        raise HeadersTooLargeError(
+            f"the headers have {size} bytes, at most {MAX_HEADER_BYTES} are taken; the token and a request id are all "
+            "that is asked for"
+        )
 
 
 def _is_large(scope: "Scope") -> bool:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from importlib import resources
 
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -15,10 +15,11 @@ from groupreplay.errors import GroupReplayError
 from groupreplay_server.access import Access
 from groupreplay_server.api import rest
 from groupreplay_server.api.atropos import include_atropos
-from groupreplay_server.api.metrics import Metrics
+from groupreplay_server.api.http_calls import DOCUMENT, METRICS
+from groupreplay_server.api.metrics import UNKNOWN, Metrics
 from groupreplay_server.api.operations import Operations
 from groupreplay_server.api.rest.paths import WholeNames
-from groupreplay_server.api.rest.problems import error_problem, http_problem
+from groupreplay_server.api.rest.problems import NoRouteError, error_problem, http_problem
 from groupreplay_server.api.rest.router import make_router
 from groupreplay_server.api.running import CountCalls, RunningCalls
 from groupreplay_server.certificates import Certificates
@@ -48,7 +49,12 @@ def make_app(
         OSError: atropos_table is not RUN/TABLE.
     """
     app = FastAPI(title="groupreplay", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    app.add_exception_handler(HTTPException, http_problem)
+
+    async def no_route(request: Request, error: Exception) -> Response:
+        metrics.refused(UNKNOWN, NoRouteError.reason)
+        return await http_problem(request, error)
+
+    app.add_exception_handler(HTTPException, no_route)
     app.add_exception_handler(GroupReplayError, error_problem)
     app.add_middleware(WholeNames)
     app.add_middleware(CountCalls, running=running)
@@ -57,7 +63,7 @@ def make_app(
 
     document = resources.files(rest).joinpath("openapi.json").read_bytes()
 
-    @app.get("/openapi.json")
+    @app.get(DOCUMENT)
     async def openapi() -> Response:
         """What the REST door takes and answers."""
         return Response(document, media_type="application/json")
@@ -73,12 +79,12 @@ def make_app(
         obstacle = await readiness.obstacle()
         return JSONResponse({"ready": obstacle is None, "obstacle": obstacle}, 503 if obstacle else 200)
 
-    @app.get("/metrics")
+    @app.get(METRICS)
     async def metrics_page() -> Response:
         """What Prometheus scrapes; without the tables while Redis is away."""
         return Response(await metrics.page(await measurer.read()), media_type=CONTENT_TYPE_LATEST)
 
-    include_atropos(app, service, metrics, access, at_root=atropos_table)
+    include_atropos(app, service, readiness, metrics, access, at_root=atropos_table)
     return app
 
 

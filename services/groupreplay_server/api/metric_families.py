@@ -259,12 +259,16 @@ CALLS: Final = Family(
     name="call_seconds",
     kind=Kind.HISTOGRAM,
     meaning="Duration of calls, streams to their end, by method and ErrorReason (OK = none). Beside the RPCs "
-    "there are Atropos.NAME, a route of the Atropos API, and Page, all files of the page",
+    "there are Atropos.NAME, a route of the Atropos API, Page, all files of the page, and unknown, whatever else was "
+    "asked for. Calls that were refused at the door, such as those without a good token, are among them",
     labels=("method", "reason"),
 )
 RUNNING: Final = Family(name="calls_running", kind=Kind.GAUGE, meaning="Calls that run or wait", labels=("method",))
 PAYLOAD: Final = Family(
-    name="payload_bytes", kind=Kind.COUNTER, meaning="Payload bytes, in and out", labels=("direction",)
+    name="payload_bytes",
+    kind=Kind.COUNTER,
+    meaning="Bytes of groups' payloads that came in and went out, headers and encoding left out",
+    labels=("direction",),
 )
 STALENESS: Final = Family(
     name="delivered_staleness_versions",

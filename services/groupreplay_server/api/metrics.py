@@ -37,6 +37,8 @@ _LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 _STALENESS_BUCKETS = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 100)
 MAX_TASKS = 20
 OTHER = "(other)"
+UNKNOWN = "unknown"
+"""Method of all calls that are none of ours: strangers can think of any number of names."""
 
 
 class Metrics:
@@ -77,6 +79,10 @@ class Metrics:
         finally:
             self._running.labels(method).dec()
             self._seconds.labels(method, reason).observe(time.perf_counter() - started)
+
+    def refused(self, method: str, reason: str) -> None:
+        """Observe a call that was refused before it began."""
+        self._seconds.labels(method, reason).observe(0)
 
     def payload(self, direction: str, size: int) -> None:
         """Count payload bytes; direction is `in` or `out`."""

@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from starlette.requests import ClientDisconnect
+
 from groupreplay.errors import GroupReplayError
 from groupreplay_server.access import Access, current_caller
 from groupreplay_server.api.metrics import Metrics, outcome_of
@@ -47,7 +49,7 @@ def refusal_observed(metrics: Metrics, access: Access, rpc: str, target: dict[st
     """Observe a call that ends in this block by an error; one that goes on is observed from there."""
     try:
         yield
-    except GroupReplayError:
+    except (GroupReplayError, TimeoutError, ClientDisconnect):
         with observed(metrics, access, rpc, target):
             raise
 

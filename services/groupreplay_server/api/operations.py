@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from groupreplay import convert, convert_diagnosis, convert_history, convert_listing, convert_pieces, convert_tables
 from groupreplay.errors import GroupReplayError, InternalError, InvalidRequestError, StoreUnavailableError
@@ -31,6 +31,7 @@ from groupreplay_server.service import ReplayService
 from groupreplay_server.store.records import LeasedBatch
 
 _log = logging.getLogger(__name__)
+_Group = TypeVar("_Group")
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ReplayService"]
 MAX_INSERT_GROUPS = 1024
@@ -121,8 +122,7 @@ class Operations:
             request.run, request.table, lease_id=request.lease_id, group_ids=_names(request.group_ids)
         )
         payloads = self._service.batches.payloads(request.run, request.table, groups)
-        async for message in serialize_leased_groups(payloads):
-            self._metrics.payload("out", len(message))
+        async for message in serialize_leased_groups(self._counted(payloads)):
             yield message
 
     async def sample(self, request: pb.SampleRequest) -> AsyncIterator[bytes]:
@@ -133,9 +133,14 @@ class Operations:
 
     async def _send(self, run: str, table: str, batch: LeasedBatch) -> AsyncIterator[bytes]:
         payloads = self._service.batches.payloads(run, table, batch.groups)
-        async for message in serialize_batch(batch, payloads):
-            self._metrics.payload("out", len(message))
+        async for message in serialize_batch(batch, self._counted(payloads)):
             yield message
+
+    async def _counted(self, groups: AsyncIterator[tuple[_Group, bytes]]) -> AsyncIterator[tuple[_Group, bytes]]:
+        """Pass groups on that leave the service."""
+        async for group, payload in groups:
+            self._metrics.payload("out", len(payload))
+            yield group, payload
 
     async def commit(self, request: pb.CommitRequest) -> pb.CommitResponse:
         config = await self._service.table_config(request.run, request.table)
@@ -228,8 +233,7 @@ class Operations:
         payloads = self._service.batches.payloads(request.run, request.table, groups)
         if request.log_ratios:
             payloads = self._service.batches.with_log_ratios(request.run, request.table, payloads)
-        async for message in serialize_read_groups(payloads):
-            self._metrics.payload("out", len(message))
+        async for message in serialize_read_groups(self._counted(payloads)):
             yield message
 
     async def list_groups(self, request: pb.ListGroupsRequest) -> pb.ListGroupsResponse:
@@ -305,8 +309,7 @@ class Operations:
 
     async def snapshot(self, request: pb.SnapshotRequest) -> AsyncIterator[bytes]:
         async with self._service.keeping.snapshot(request.run, request.table) as (kept, groups):
-            async for message in serialize_snapshot(kept, groups):
-                self._metrics.payload("out", len(message))
+            async for message in serialize_snapshot(kept, self._counted(groups)):
                 yield message
 
     async def restore(self, parts: AsyncIterator[pb.SnapshotPart]) -> pb.RestoreResponse:

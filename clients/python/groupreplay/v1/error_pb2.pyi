@@ -83,6 +83,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """There is another token of this name."""
     UNKNOWN_TOKEN: _ErrorReason.ValueType  # 29
     """There is no token of this name."""
+    MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 30
+    """A message, a body or the headers of a call are larger than the service reads at once."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. Sent by name in the trailing metadata key
@@ -151,4 +153,6 @@ TOKEN_EXISTS: ErrorReason.ValueType  # 28
 """There is another token of this name."""
 UNKNOWN_TOKEN: ErrorReason.ValueType  # 29
 """There is no token of this name."""
+MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 30
+"""A message, a body or the headers of a call are larger than the service reads at once."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -13,13 +13,20 @@ from groupreplay_server.api.atropos.tables import ServedTables
 from groupreplay_server.api.atropos.trainer_routes import TrainerRoutes
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.limits import check_names
+from groupreplay_server.readiness import Readiness
 from groupreplay_server.service import ReplayService
 
 PREFIX = "/atropos/{run}/{table}"
 
 
 def include_atropos(
-    app: FastAPI, service: ReplayService, metrics: Metrics, access: Access, *, at_root: str = ""
+    app: FastAPI,
+    service: ReplayService,
+    readiness: Readiness,
+    metrics: Metrics,
+    access: Access,
+    *,
+    at_root: str = "",
 ) -> None:
     """Serve every table under its path, and one at the root where `at_root` names it (RUN/TABLE).
 
@@ -32,15 +39,15 @@ def include_atropos(
             check_names(run, table)
         except InvalidRequestError as error:
             raise OSError(f"--atropos-table {at_root!r} is not RUN/TABLE, such as math/train: {error}") from error
-    router = make_router(ServedTables(service, at_root), metrics, access)
+    router = make_router(ServedTables(service, at_root), readiness, metrics, access)
     app.include_router(router, prefix=PREFIX)
     if at_root:
         app.include_router(router)
 
 
-def make_router(tables: ServedTables, metrics: Metrics, access: Access) -> APIRouter:
+def make_router(tables: ServedTables, readiness: Readiness, metrics: Metrics, access: Access) -> APIRouter:
     """Return the 13 routes."""
-    router = APIRouter(route_class=route_class(tables, metrics, access))
+    router = APIRouter(route_class=route_class(tables, readiness, metrics, access))
     trainer, environment = TrainerRoutes(tables, metrics), EnvironmentRoutes(tables, metrics)
     for path, method, call in (
         ("/", "GET", trainer.root),

@@ -47,6 +47,16 @@ def is_served(path: str) -> bool:
     return path.startswith("/atropos/") or path in ROOT_PATHS
 
 
+def route_name(path: str, *, at_root: bool) -> str:
+    """Return the name of the route that a path leads to; empty = to none. at_root: the paths of ROOT_PATHS do too."""
+    first, *rest = path.removeprefix("/").split("/", 3)
+    if first == "atropos" and len(rest) == len(("run", "table", "route")):
+        path = f"/{rest[-1]}"
+    elif not at_root:
+        return ""
+    return (path[1:].replace("-", "_") or "root") if path in ROOT_PATHS else ""
+
+
 ROOT_PATHS: Final = frozenset(
     {
         "/", "/register", "/register-env", "/disconnect-env", "/wandb_info", "/info", "/batch", "/latest_example",

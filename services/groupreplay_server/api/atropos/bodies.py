@@ -18,8 +18,8 @@ from starlette.requests import ClientDisconnect
 from groupreplay.errors import (
     FuturePolicyVersionError,
     GroupReplayError,
-    GroupTooLargeError,
     InvalidRequestError,
+    MessageTooLargeError,
 )
 from groupreplay_server.access import Access
 from groupreplay_server.api.atropos.access import RPC_OF
@@ -28,6 +28,7 @@ from groupreplay_server.api.checked_call import CheckedCall
 from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.api.observed_call import observed
 from groupreplay_server.api.operations import typed_error
+from groupreplay_server.readiness import Readiness
 
 MAX_BODY_BYTES = 512 * 2**20
 """Of a request, unpacked."""
@@ -47,10 +48,12 @@ class UnpackedRequest(Request):
         """Return the whole body.
 
         Raises:
-            GroupTooLargeError: it is above MAX_BODY_BYTES.
+            MessageTooLargeError: it is above MAX_BODY_BYTES.
             MalformedGzipError: it cannot be unpacked.
         """
         if not hasattr(self, "_unpacked"):
+            announced = self.headers.get("content-length", "")
+            _check_size(int(announced) if announced.isdecimal() else 0)
             pieces, size = [], 0
             async for piece in self.stream():
                 size += len(piece)
@@ -66,7 +69,7 @@ def unpack(packed: bytes, limit: int = MAX_BODY_BYTES) -> bytes:
     """Return gzip members unpacked.
 
     Raises:
-        GroupTooLargeError: they hold more than `limit` bytes.
+        MessageTooLargeError: they hold more than `limit` bytes.
         MalformedGzipError: they are not gzip, or end too soon.
     """
     pieces, size = [], 0
@@ -87,10 +90,10 @@ def unpack(packed: bytes, limit: int = MAX_BODY_BYTES) -> bytes:
 
 def _check_size(size: int, limit: int = MAX_BODY_BYTES) -> None:
     if size > limit:
-        raise GroupTooLargeError(f"the body has more than {limit} bytes, unpacked; push fewer groups at once")
+        raise MessageTooLargeError(f"the body has more than {limit} bytes, unpacked; push fewer groups at once")
 
 
-def route_class(tables: ServedTables, metrics: Metrics, access: Access) -> type[APIRoute]:
+def route_class(tables: ServedTables, readiness: Readiness, metrics: Metrics, access: Access) -> type[APIRoute]:
     """Return the class of routes whose callers are looked at, and whose calls are observed."""
 
     class AtroposRoute(APIRoute):
@@ -101,6 +104,7 @@ def route_class(tables: ServedTables, metrics: Metrics, access: Access) -> type[
                 checked = CheckedCall(access, rpc)
                 try:
                     with observed(metrics, access, rpc, checked.target, method=method):
+                        readiness.check_taking_calls()
                         served = tables.of(request)
                         checked.check_path({"run": served.run, "table": served.table})
                         unpacked = UnpackedRequest(request.scope, request.receive)
@@ -127,7 +131,10 @@ def _refusal(error: GroupReplayError) -> JSONResponse:
     detail: Any = str(error)
     if isinstance(error.__cause__, RequestValidationError):  # in FastAPI's words, without the input
         detail = [{name: problem[name] for name in ("type", "loc", "msg")} for problem in error.__cause__.errors()]
-    return JSONResponse({"detail": detail, "reason": error.reason}, 503 if may_pass(error) else error.http_status)
+    headers = {"Connection": "close"} if isinstance(error, MessageTooLargeError) else {}  # or the rest would be read
+    return JSONResponse(
+        {"detail": detail, "reason": error.reason}, 503 if may_pass(error) else error.http_status, headers
+    )
 
 
 def may_pass(error: GroupReplayError) -> bool:

@@ -10,8 +10,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect
 
-from groupreplay.errors import InvalidRequestError
-from groupreplay_server.api.rest.problems import BodyTooLargeError
+from groupreplay.errors import InvalidRequestError, MessageTooLargeError
 from groupreplay_server.api.rest.transcode import INTEGERS, Json, mismatch, scalar, set_field
 
 MAX_REQUEST_BYTES = 16 * 2**20
@@ -46,7 +45,7 @@ async def read_json(request: Request, most_bytes: int) -> Json:
     """Return the body; an empty one is an empty object.
 
     Raises:
-        BodyTooLargeError: it is, or would become, longer than most_bytes.
+        MessageTooLargeError: it is, or would become, longer than most_bytes.
         InvalidRequestError: it is no JSON.
         ClientDisconnect: its sender went away.
     """
@@ -67,7 +66,7 @@ async def read_lines(request: Request) -> AsyncIterator[list[tuple[int, bytes]]]
     """Yield the lines of an NDJSON body with their numbers from 1, as many as have come.
 
     Raises:
-        BodyTooLargeError: a line is longer than MAX_GROUPS_BYTES.
+        MessageTooLargeError: a line is longer than MAX_GROUPS_BYTES.
     """
     check_type(request, LINES_TYPE)
     pending, number = bytearray(), 0
@@ -102,8 +101,8 @@ def parse(text: bytes | bytearray, where: str) -> Json:
         raise InvalidRequestError(f"{where} is no JSON: {error}; {len(text)} bytes came") from None
 
 
-def _too_large(what: str, size: int, limit: int) -> BodyTooLargeError:
-    return BodyTooLargeError(
+def _too_large(what: str, size: int, limit: int) -> MessageTooLargeError:
+    return MessageTooLargeError(
         f"{what} has {size} bytes or more, at most {limit} are read; send fewer groups in a call, columns as base64, "
         "or use gRPC"
     )

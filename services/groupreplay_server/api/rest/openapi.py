@@ -72,7 +72,7 @@ def reasons_of(route: Route) -> list[str]:
     if "table" in route.path_names:
         names.append("UNKNOWN_TABLE")
     if route.body is not Body.QUERY:
-        names += ["GROUP_TOO_LARGE", "DEADLINE_EXCEEDED"]
+        names += ["MESSAGE_TOO_LARGE", "DEADLINE_EXCEEDED"]
     if route.answer is Answer.GROUP_LINES:
         names.append("INVALID_GROUP")  # its payload, which the service never reads, is not what its header says
     return names

@@ -15,13 +15,6 @@ TYPE_PREFIX = "urn:groupreplay:error:"
 RETRY_AFTER_S = 1
 
 
-class BodyTooLargeError(InvalidRequestError):
-    """The body, or a line of it, is larger than the service reads; refused before all of it has come."""
-
-    reason = "GROUP_TOO_LARGE"
-    http_status = 413
-
-
 def problem(error: GroupReplayError, status: int | None = None) -> dict[str, Json]:
     """Return the problem object of an error; status where HTTP has a better one than the error's own."""
     return {

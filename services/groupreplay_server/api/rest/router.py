@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from groupreplay.errors import CallDeadlineExceededError, ShuttingDownError
+from groupreplay.errors import CallDeadlineExceededError
 from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.access import Access
 from groupreplay_server.api.checked_call import CheckedCall
@@ -60,10 +60,9 @@ class RestDoor:
 
     async def _answer(self, route: Route, request: Request) -> Response:
         try:
-            if self._readiness.draining:
-                raise ShuttingDownError("the service is draining; call again, another replica or its successor answers")
             checked = CheckedCall(self._access, route.rpc)
             with refusal_observed(self._metrics, self._access, route.rpc, checked.target):
+                self._readiness.check_taking_calls()
                 checked.check_path(request.path_params)
                 options = Options.read(route, request)
             call = Call(operations=self._operations, route=route, request=request, options=options, checked=checked)
@@ -76,7 +75,7 @@ class RestDoor:
     async def _object(self, call: Call) -> Response:
         rpc = call.route.rpc
         with observed(self._metrics, self._access, rpc, call.checked.target):
-            async with _in_time(call):
+            async with _in_time(call, _deadline(call)):
                 message = await call.unary()
         created = isinstance(message, pb.CreateTableResponse) and message.created
         return Response(
@@ -84,24 +83,32 @@ class RestDoor:
         )
 
     async def _stream(self, call: Call) -> Response:
-        async with _in_time(call):
-            if call.route.answer is Answer.RESULT_LINES:
-                lines = self._lines(call, None)
-                return LinesResponse(await anext(lines), lines, closing(call.request))
-            with refusal_observed(self._metrics, self._access, call.route.rpc, call.checked.target):
+        deadline = _deadline(call)
+        if call.route.answer is Answer.RESULT_LINES:
+            lines = self._lines(call, None, deadline)
+            return LinesResponse(await anext(lines), lines, closing(call.request))
+        with refusal_observed(self._metrics, self._access, call.route.rpc, call.checked.target):
+            async with _in_time(call, deadline):
                 message = await call.read_message()
-            lines = self._lines(call, message)
-            return LinesResponse(await while_caller_listens(call.request, anext(lines)), lines, {})
+        lines = self._lines(call, message, deadline)
+        return LinesResponse(await while_caller_listens(call.request, anext(lines)), lines, {})
 
-    async def _lines(self, call: Call, message: Message | None) -> AsyncGenerator[bytes]:
-        """Yield the lines of an answer. What goes wrong before the first is raised, later it is the last line."""
+    async def _lines(self, call: Call, message: Message | None, deadline: float) -> AsyncGenerator[bytes]:
+        """Yield the lines of an answer, the first before a deadline (time of the loop).
+
+        What goes wrong before the first is raised, later it is the last line.
+        """
         rpc, started = call.route.rpc, False
         try:
             with observed(self._metrics, self._access, rpc, call.checked.target):
                 async with aclosing(call.lines(message)) as lines:
+                    async with _in_time(call, deadline):  # within: a call that was late is noted as that
+                        line = await anext(lines)
+                        await call.checked.confirm()
+                    started = True
+                    yield line
                     async for line in lines:
                         await call.checked.confirm()
-                        started = True
                         yield line
         except Exception as error:
             if not started:
@@ -109,11 +116,15 @@ class RestDoor:
             yield json_line({"error": problem(typed_error(rpc, error))})
 
 
+def _deadline(call: Call) -> float:
+    return asyncio.get_running_loop().time() + call.deadline_s
+
+
 @asynccontextmanager
-async def _in_time(call: Call) -> AsyncIterator[None]:
+async def _in_time(call: Call, deadline: float) -> AsyncIterator[None]:
     """End a call when its time is over; where its body had not come by then, say that."""
     try:
-        async with asyncio.timeout(call.deadline_s):
+        async with asyncio.timeout_at(deadline):
             yield
     except TimeoutError as error:
         if not closing(call.request):
