@@ -1,22 +1,27 @@
-"""Measure what an open page costs the service: its throughput with and without, in turns, and its CPU time.
+"""Measure what an open page costs the service, by a real Chromium that looks at a table under load.
 
-The page's requests are made as the page makes them, without a browser, whose own work would be measured otherwise.
+Windows with and without a page take turns. What is compared is CPU seconds of service and Redis, which other work of
+the machine, the browser's included, changes least: of a window with the page, what as many groups took without it is
+taken away, and the rest is the page's, as a share of a core. A saturated service has one core, that of its Python
+process, and throughput is the inverse of the CPU time of a group: the share is what the page takes of it. (Redis has a
+core of its own; its part is counted in all the same.) Needs what `make test-ui` needs.
 """
 
 import argparse
-import http.client
+import contextlib
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Self
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +30,10 @@ from groupreplay_demo.local_service import free_address, local_service
 from service import usage
 
 RUN, TABLE, BATCH = "cost", "train", 64
-EVERY_S = 2.0
 TOKENS = 256
-LATE_STEPS = 32
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+SETTLE_S = 1.0
+"""Between a change of what is open and the window: what that itself costs is over."""
 
 
 def main() -> None:
@@ -35,47 +41,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--groups", type=int, default=10_000, help="groups in the table")
     parser.add_argument("--pages", type=int, default=1, help="pages open at once")
-    parser.add_argument("--rounds", type=int, default=10, help="rounds with, and as many without")
-    parser.add_argument("--round-s", type=float, default=8.0, help="seconds of a round")
+    parser.add_argument("--loads", type=int, default=2, help="processes that insert, take and commit, a table each")
+    parser.add_argument("--pairs", type=int, default=24, help="windows with, and as many without")
+    parser.add_argument("--window-s", type=float, default=8.0, help="seconds of a window")
+    parser.add_argument("--chromium", default="/usr/bin/chromium", help="the browser")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         addresses = {
             "grpc_listen": free_address("gRPC", "127.0.0.1:0", ""),
             "http_listen": free_address("HTTP", "127.0.0.1:0", ""),
         }
-        with local_service(folder, **addresses), Client(addresses["grpc_listen"], timeout_s=60) as client:
-            load = Load(client)
-            load.fill(arguments.groups)
-            measure(load, addresses["http_listen"], folder, arguments)
+        stack.enter_context(local_service(Path(name), **addresses))
+        service = Service.of(Path(name))
+        with Client(addresses["grpc_listen"], timeout_s=60) as client:
+            for number in range(arguments.loads):
+                Load(client, table_of(number)).fill(arguments.groups)
+        browser = stack.enter_context(_chromium(arguments.chromium))
+        groups = stack.enter_context(loads(addresses["grpc_listen"], arguments.loads, arguments.groups))
+        measure(Watch(browser, addresses["http_listen"]), service, groups, arguments)
 
 
-def measure(load: "Load", http_address: str, folder: Path, arguments: argparse.Namespace) -> None:
-    """Run the rounds."""
-    load.run(arguments.round_s)
-    pids = service_pids(folder)
-    rounds: dict[bool, list[Round]] = {False: [], True: []}
-    for number in range(arguments.rounds):
-        for open_page in (False, True) if number % 2 else (True, False):
-            with pages(http_address, arguments.pages if open_page else 0):
-                rounds[open_page].append(Round.of(load, pids, arguments.round_s))
-        print(f"round {number}: {rounds[False][-1]} without, {rounds[True][-1]} with", flush=True)
-    pairs = list(zip(rounds[False], rounds[True], strict=True))
-    table = load.client.describe_table(run=RUN, table=TABLE)
-    print(f"table: {table.fresh} fresh, {table.replay} in replay; batch of {BATCH}, {load.steps} steps")
-    how = f"{arguments.pages} open, {len(pairs)} pairs of {arguments.round_s:g} s, load {os.getloadavg()[0]:.1f}"
-    print(f"throughput, groups/s: a page took {shown([1 - it.rate / no.rate for no, it in pairs])}; {how}")
-    print(f"CPU of service and Redis for a group: a page added {shown([it.cost / no.cost - 1 for no, it in pairs])}")
-    shares: dict[int, float] = {}
-    for count in (0, arguments.pages):
-        with pages(http_address, count) as asked:
-            before, started = _cpu_seconds(pids), time.monotonic()
-            time.sleep(5 * EVERY_S)
-            shares[count] = (_cpu_seconds(pids) - before) / (time.monotonic() - started)
-    print(
-        f"CPU of service and Redis at rest: {shares[0]:.2%} of a core, with the page {shares[arguments.pages]:.2%}; "
-        f"a round of its requests takes {statistics.median(asked.seconds) * 1000:.0f} ms (median)"
-    )
+def measure(watch: "Watch", service: "Service", groups: "Synchronized[int]", arguments: argparse.Namespace) -> None:
+    """Run the windows."""
+    pairs: list[tuple[Window, Window]] = []
+    for number in range(arguments.pairs):
+        found = {}
+        for pages in (0, arguments.pages) if number % 2 else (arguments.pages, 0):
+            with watch.pages(pages):
+                found[bool(pages)] = Window.of(service, groups, arguments.window_s)
+        pairs.append((found[False], found[True]))
+        print(f"pair {number}: {found[False]} without, {found[True]} with", flush=True)
+    how = f"{arguments.pages} open, {arguments.groups} groups, {len(pairs)} pairs of {arguments.window_s:g} s"
+    busy = statistics.mean(window.busy for pair in pairs for window in pair)
+    print(f"{how}; the service was busy for {busy:.0%} of a core; load of the machine {os.getloadavg()[0]:.1f}")
+    of_core = [it.seconds_beyond(no) / it.seconds for no, it in pairs]
+    print(f"a page took {shown(of_core)} of a core, hence of a saturated service's throughput")
+    print(f"CPU for a group, at these rates: {shown([it.cost / no.cost - 1 for no, it in pairs])} more with a page")
+    print(f"throughput, the browser's work beside it: {shown([1 - it.rate / no.rate for no, it in pairs])} less")
 
 
 def shown(shares: list[float]) -> str:
@@ -85,23 +87,143 @@ def shown(shares: list[float]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
-    """What a round measured."""
+class Service:
+    """The processes of the service."""
 
-    rate: float
-    """Groups inserted, delivered and committed in a second."""
-    cost: float
-    """CPU seconds of service and Redis for a group, which other processes of the machine disturb less."""
+    server: int
+    redis: tuple[int, ...]
 
     @classmethod
-    def of(cls, load: "Load", pids: list[int], seconds: float) -> Self:
-        """Work for some seconds."""
-        before, first = _cpu_seconds(pids), load.steps
-        rate = load.run(seconds)
-        return cls(rate, (_cpu_seconds(pids) - before) / ((load.steps - first) * BATCH))
+    def of(cls, folder: Path) -> "Service":
+        """Return those of a service that wrote its ready file to a folder."""
+        pid = int(json.loads((folder / "ready.json").read_text())["pid"])
+        return cls(pid, tuple(_descendants(pid)))
+
+    def cpu_seconds(self) -> tuple[float, float]:
+        """Return the CPU time that the service has taken, and its Redis."""
+        return usage.cpu_seconds(self.server), sum(map(usage.cpu_seconds, self.redis))
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """Yield the processes below one: the service starts its Redis by way of a shell."""
+    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        yield child
+        yield from _descendants(child)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What some seconds of load took."""
+
+    seconds: float
+    groups: int
+    server_s: float
+    redis_s: float
+
+    @classmethod
+    def of(cls, service: Service, groups: "Synchronized[int]", seconds: float) -> "Window":
+        """Look on for some seconds, in which the loads go on."""
+        time.sleep(SETTLE_S)
+        started, first, before = time.monotonic(), groups.value, service.cpu_seconds()
+        time.sleep(seconds)
+        after, last, ended = service.cpu_seconds(), groups.value, time.monotonic()
+        return cls(
+            seconds=ended - started,
+            groups=last - first,
+            server_s=after[0] - before[0],
+            redis_s=after[1] - before[1],
+        )
+
+    @property
+    def rate(self) -> float:
+        """Groups in a second."""
+        return self.groups / self.seconds
+
+    @property
+    def busy(self) -> float:
+        """Share of a core that the service used."""
+        return self.server_s / self.seconds
+
+    @property
+    def cost(self) -> float:
+        """CPU seconds of service and Redis for a group."""
+        return (self.server_s + self.redis_s) / self.groups
+
+    def seconds_beyond(self, other: "Window") -> float:
+        """Return the CPU seconds beyond those that as many groups would have taken in another window."""
+        return self.groups * (self.cost - other.cost)
 
     def __str__(self) -> str:
         return f"{self.rate:.0f} groups/s at {self.cost * 1e6:.0f} us of CPU each"
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A browser that opens the page of the first load's table."""
+
+    browser: Any
+    address: str
+
+    @contextmanager
+    def pages(self, count: int) -> Iterator[None]:
+        """Keep so many pages open, each in a window of its own, and drawn, for as long as a block lasts."""
+        contexts = [self.browser.new_context(viewport={"width": 1280, "height": 800}) for _ in range(count)]
+        try:
+            for context in contexts:
+                page = context.new_page()
+                page.goto(f"http://{self.address}/ui/#/{RUN}/{TABLE}")
+                page.locator("main svg").first.wait_for()
+            yield
+        finally:
+            for context in contexts:
+                context.close()
+
+
+@contextmanager
+def _chromium(path: str) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415  `make test-ui` installs it
+
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield launched
+        launched.close()
+
+
+@contextmanager
+def loads(address: str, count: int, filled: int) -> Iterator["Synchronized[int]"]:
+    """Keep loads going; yield how many groups they have committed."""
+    spawning = multiprocessing.get_context("spawn")
+    groups, stop = spawning.Value("q", 0), spawning.Event()
+    working = [
+        spawning.Process(target=_work, args=(address, table_of(number), filled, groups, stop))
+        for number in range(count)
+    ]
+    for process in working:
+        process.start()
+    try:
+        while groups.value < count * BATCH:
+            if not all(process.is_alive() for process in working):
+                raise RuntimeError("a load ended by itself")
+            time.sleep(0.1)
+        yield groups
+    finally:
+        stop.set()
+        for process in working:
+            process.join()
+
+
+def _work(address: str, table: str, filled: int, groups: "Synchronized[int]", stop: Event) -> None:
+    with Client(address, timeout_s=60) as client:
+        load = Load(client, table, filled)
+        while not stop.is_set():
+            load.step()
+            with groups.get_lock():
+                groups.value += BATCH
+
+
+def table_of(number: int) -> str:
+    """Return the name of a load's table."""
+    return f"{TABLE}-{number}" if number else TABLE
 
 
 @dataclass(slots=True)
@@ -109,34 +231,33 @@ class Load:
     """Inserts, takes and commits as fast as one caller can."""
 
     client: Client
+    table: str
     groups: int = 0
     steps: int = 0
 
     def fill(self, groups: int) -> None:
         """Make the table with so many fresh groups."""
         config = TableConfig(fresh_capacity=4 * groups, replay_capacity=groups)
-        self.client.create_table(run=RUN, table=TABLE, config=config)
+        self.client.create_table(run=RUN, table=self.table, config=config)
         self._insert(groups)
+
+    def step(self) -> None:
+        """Insert a batch, and train on one."""
+        self._insert(BATCH)
+        names, lease_id = {"run": RUN, "table": self.table}, f"step-{self.steps}"
+        self.client.next_batch(**names, lease_id=lease_id, batch_size=BATCH, timeout_s=10)
+        self.client.commit(**names, lease_id=lease_id, step=self.steps)
+        self.steps += 1
+        if self.table == TABLE:  # the clock is the run's
+            self.client.advance_policy(Policy(run=RUN, version=self.steps, weights_uri="w"))
 
     def _insert(self, count: int) -> None:
         version = self.client.get_policy(run=RUN).version
         made = (_group(self.groups + index, version) for index in range(count))
-        for result in self.client.insert_many(made, run=RUN, table=TABLE, timeout_s=300):
+        for result in self.client.insert_many(made, run=RUN, table=self.table, timeout_s=300):
             if result.error is not None:
                 raise result.error
         self.groups += count
-
-    def run(self, seconds: float) -> float:
-        """Work for some seconds; return groups per second."""
-        started, first = time.monotonic(), self.steps
-        while time.monotonic() - started < seconds:
-            self._insert(BATCH)
-            lease_id = f"step-{self.steps}"
-            self.client.next_batch(run=RUN, table=TABLE, lease_id=lease_id, batch_size=BATCH, timeout_s=10)
-            self.client.commit(run=RUN, table=TABLE, lease_id=lease_id, step=self.steps)
-            self.steps += 1
-            self.client.advance_policy(Policy(run=RUN, version=self.steps, weights_uri="w"))
-        return (self.steps - first) * BATCH / (time.monotonic() - started)
 
 
 def _group(number: int, version: int) -> RolloutGroup:
@@ -147,69 +268,6 @@ def _group(number: int, version: int) -> RolloutGroup:
         behaviour_logprobs=np.full(4 * TOKENS, -0.5, np.float32), rewards=rewards,
         policy_version_min=version, policy_version_max=version, producer_id="gen", task="cost",
     )  # fmt: skip
-
-
-@dataclass(slots=True)
-class Pages:
-    """The requests of open pages; static/table.js makes the same."""
-
-    address: str
-    count: int
-    seconds: list[float] = field(default_factory=list)
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    def watch(self) -> None:
-        """Ask, every two seconds, until stopped."""
-        connection = http.client.HTTPConnection(self.address, timeout=20)
-        known = -1
-        while True:
-            started = time.monotonic()
-            known = self._ask(connection, known)
-            self.seconds.append(time.monotonic() - started)
-            if self.stop.wait(EVERY_S):
-                return
-
-    def _ask(self, connection: http.client.HTTPConnection, known: int) -> int:
-        table = f"/v1/runs/{RUN}/tables/{TABLE}"
-        after = f"&after_step={known - LATE_STEPS}" if known > LATE_STEPS else ""
-        for path in (
-            f"{table}/history?limit=1000{after}",
-            f"/v1/runs/{RUN}/policy",
-            f"{table}/diagnosis?batch_size={BATCH}",
-        ):
-            connection.request("GET", path)
-            response = connection.getresponse()
-            answer = response.read()
-            if response.status != http.client.OK:
-                raise RuntimeError(f"{path}: {answer!r}")
-            if "/history" in path:
-                known = json.loads(answer)["newest_step"] or -1
-        return known
-
-
-@contextmanager
-def pages(address: str, count: int) -> Iterator[Pages]:
-    """Keep pages open for as long as a block lasts."""
-    watching = Pages(address, count)
-    with ThreadPoolExecutor(max(1, count)) as threads:
-        running = [threads.submit(watching.watch) for _ in range(count)]
-        try:
-            yield watching
-        finally:
-            watching.stop.set()
-        for page in running:
-            page.result()
-
-
-def service_pids(folder: Path) -> list[int]:
-    """Return the process ids of the service and of its Redis."""
-    pid = int(json.loads((folder / "ready.json").read_text())["pid"])
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *map(int, children)]
-
-
-def _cpu_seconds(pids: list[int]) -> float:
-    return sum(map(usage.cpu_seconds, pids))
 
 
 if __name__ == "__main__":

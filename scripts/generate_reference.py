@@ -20,6 +20,10 @@ from groupreplay_admin.statuses import Status
 from groupreplay_admin.whole_group import ShownGroup, ShownRollout
 from groupreplay_cli import COMMANDS, variable_of
 from groupreplay_generator import metrics as generator_metrics
+from groupreplay_server.api.grpc_access import MAX_METADATA_BYTES
+from groupreplay_server.api.grpc_api import MAX_MESSAGE_BYTES
+from groupreplay_server.api.grpc_server import CORE_MESSAGE_BYTES, CORE_METADATA_BYTES
+from groupreplay_server.api.http_access import MAX_HEADER_BYTES
 from groupreplay_server.api.metric_families import FAMILIES, Family, RedisFamily, TableFamily
 from groupreplay_trainer.alarms import ALARMS
 from groupreplay_trainer.metrics import ALARM, MEASURES, PREFIX, UNDONE, Measure
@@ -38,6 +42,23 @@ itself, until their timeout.
 |---|---|---|---|---|---|"""
 
 
+_ERRORS_OF_LIBRARIES = f"""## Without a reason
+
+What the libraries below the doors refuse before the service sees it has no reason, and is in no metric. The SDK gives
+it one by its status; clients in other languages go by the status.
+
+| what | gRPC or HTTP says | the SDK raises |
+|---|---|---|
+| a gRPC message above {CORE_MESSAGE_BYTES // 2**20} MiB; between {MAX_MESSAGE_BYTES // 2**20} MiB and that it is MESSAGE_TOO_LARGE | RESOURCE_EXHAUSTED `Received message larger than max` | `MessageTooLargeError` |
+| headers of a gRPC call above {CORE_METADATA_BYTES // 2**10} KiB; between {MAX_METADATA_BYTES // 2**10} KiB and that they are MESSAGE_TOO_LARGE | RESOURCE_EXHAUSTED `received metadata size exceeds` | `MessageTooLargeError` |
+| a compression that this gRPC does not know | UNIMPLEMENTED | `InvalidRequestError` |
+| a method of an older service, or of something else that listens there | UNIMPLEMENTED | `InvalidRequestError` |
+| a connection that is refused, breaks, ages out, or fails its TLS handshake | UNAVAILABLE | `ServiceUnavailableError`, after trying again |
+| an answer that does not come before the caller's deadline | DEADLINE_EXCEEDED | `CallDeadlineExceededError` |
+| bytes that are no HTTP, headers above 64 KiB over HTTP; between {MAX_HEADER_BYTES // 2**10} KiB and that they are MESSAGE_TOO_LARGE, 431 | 400 in plain text | |
+"""  # noqa: E501  rows of a table
+
+
 def errors_page() -> str:
     """Return the page of all errors."""
     rows = [
@@ -45,7 +66,7 @@ def errors_page() -> str:
         f"{'yes' if cls.retryable else 'no'} | {_first_line(cls)} |"
         for reason, cls in sorted(ERRORS.items())
     ]
-    return "\n".join([_ERRORS_HEAD, *rows, ""])
+    return "\n".join([_ERRORS_HEAD, *rows, "", _ERRORS_OF_LIBRARIES])
 
 
 def _first_line(cls: type[Any]) -> str:

@@ -176,7 +176,7 @@ async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
 
 
 def _with_port(address: str, port: int) -> str:
-    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+    return address if address.startswith("unix:") else f"{address.rpartition(':')[0] or '127.0.0.1'}:{port}"
 
 
 def _write_ready_file(path: Path, running: RunningServer) -> None:

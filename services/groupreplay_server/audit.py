@@ -1,7 +1,9 @@
 """Who did what to the service: one JSON line for each call that changes more than groups, refused ones too."""
 
+import io
 import json
 import logging
+import os
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
@@ -11,11 +13,19 @@ from typing import Self
 LOGGER = "groupreplay.audit"
 
 
+class _PrivateFile(WatchedFileHandler):
+    """Opens its file anew once it was moved away, as by logrotate; a file that it makes is its owner's alone."""
+
+    def _open(self) -> io.TextIOWrapper:
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        return os.fdopen(descriptor, "a", encoding=self.encoding)
+
+
 class AuditLog:
     """Writes to the logger `groupreplay.audit`, which the log of the service shows, and to a file where one is set."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """A file that is moved away, as by logrotate, is opened anew."""
+        """A file that is moved away, as by logrotate, is made anew, readable by its owner only."""
         self._path = path
         self._log = logging.getLogger(LOGGER)
         self._log.setLevel(logging.INFO)
@@ -24,8 +34,7 @@ class AuditLog:
     def __enter__(self) -> Self:
         if self._path is not None:
             try:
-                self._path.touch(mode=0o600)
-                self._handler = WatchedFileHandler(self._path, encoding="utf-8")
+                self._handler = _PrivateFile(self._path, encoding="utf-8")
             except OSError as error:
                 raise OSError(f"--audit-log {self._path} cannot be written: {error.strerror}") from error
             self._handler.setFormatter(logging.Formatter("%(message)s"))

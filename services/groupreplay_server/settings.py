@@ -20,10 +20,10 @@ class ServerSettings:
     """How the service runs."""
 
     grpc_listen: str = "127.0.0.1:50051"
-    """host:port for gRPC; port 0 takes a free one."""
+    """host:port for gRPC; :port = on all addresses of the machine, port 0 = a free one."""
     http_listen: str = "127.0.0.1:8080"
-    """host:port for REST, the page at /ui/, the Atropos API, /openapi.json, /healthz, /readyz and /metrics; port 0
-    takes a free one."""
+    """host:port for REST, the page at /ui/, the Atropos API, /openapi.json, /healthz, /readyz and /metrics; as
+    grpc_listen takes it."""
     atropos_table: str = ""
     """RUN/TABLE that the Atropos API serves at the root of http_listen too, for clients whose server URL has no path.
     Every table has it at /atropos/RUN/TABLE."""

@@ -105,12 +105,13 @@ async def test_the_audit_log_is_in_the_log_and_for_its_owner_only(
 
 
 async def test_a_file_that_logrotate_moved_is_opened_anew(admin: AsyncClient, settings: ServerSettings) -> None:
-    """No line goes to a file that nobody reads any more."""
+    """No line goes to a file that nobody reads any more, and the new one is its owner's alone, as the first was."""
     await admin.create_table(run="math", table="train")
     assert settings.audit_log is not None
     settings.audit_log.rename(settings.audit_log.with_suffix(".1"))
     await admin.reset_table(run="math", table="train")
     assert [it["call"] for it in lines(settings)] == ["ResetTable"]
+    assert stat.S_IMODE(settings.audit_log.stat().st_mode) == 0o600
 
 
 async def test_a_file_that_cannot_be_written_stops_the_start(

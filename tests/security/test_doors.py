@@ -7,10 +7,10 @@ import httpx
 import orjson
 import pytest
 from samples import make_group
-from security.conftest import ADMIN_TOKEN, make_token
+from security.conftest import ADMIN_TOKEN, LogIn, make_token
 from security.every_fault import CELLS, DOORS, FAULTS, KINDS, TABLE, Doors
 
-from groupreplay import AsyncClient, Scope, TableConfig
+from groupreplay import AsyncClient, MessageTooLargeError, Scope, TableConfig
 from groupreplay.convert import group_to_wire
 from groupreplay.groups import now_ms
 from groupreplay.v1 import error_pb2, group_pb2
@@ -73,3 +73,10 @@ async def test_an_oversized_group_is_refused_by_its_result_at_both_doors(doors: 
     headers = {"authorization": f"Bearer {ADMIN_TOKEN}", "content-type": "application/json"}
     [told] = (await doors.http.post(f"{TABLE}/groups", content=content, headers=headers)).json()["results"]
     assert (told["outcome"], told["reason"]) == ("refused", "GROUP_TOO_LARGE")
+
+
+async def test_headers_that_grpc_itself_refuses_come_out_of_the_client_with_what_to_do(log_in: LogIn) -> None:
+    """Beyond what the service may read it cannot name a reason; the SDK does."""
+    client = await log_in("x" * 70_000)
+    with pytest.raises(MessageTooLargeError, match="send fewer or shorter headers: the token and the request id"):
+        await client.list_tables()

@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -90,13 +91,12 @@ async def test_requests_over_the_rate_limit_are_counted(clean_redis: redis.Redis
 async def test_refused_grpc_calls_are_counted(http: httpx.AsyncClient, secured: RunningServer) -> None:
     """Those without a token, those that are not there, and those that are too large."""
     async with grpc.aio.insecure_channel(secured.grpc_address) as channel:
+        no_such_call: Any = channel.unary_unary("/groupreplay.v1.ReplayService/NoSuchCall")  # type: ignore[var-annotated]
         for token in (None, "x" * 10_000):
             await over_grpc(channel, "DescribeTable", b"", token)
         for metadata in ((), (("authorization", f"Bearer {ADMIN_TOKEN}"),)):
             with pytest.raises(grpc.RpcError):
-                await channel.unary_unary("/groupreplay.v1.ReplayService/NoSuchCall")(  # type: ignore[misc]
-                    b"", metadata=metadata
-                )
+                await no_such_call(b"", metadata=metadata)
     assert await counted(http) == {
         ("DescribeTable", "UNAUTHENTICATED"): 1,
         ("DescribeTable", "MESSAGE_TOO_LARGE"): 1,

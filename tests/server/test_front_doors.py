@@ -1,5 +1,6 @@
 """What a load balancer, an operator and Prometheus see."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, cast
@@ -153,6 +154,20 @@ async def test_without_redis_the_service_is_healthy_but_not_ready(own_redis: Red
             table = TableUser(client, connection, "run", "train")
             await table.insert(*effective("a"))
             assert await table.train(1, step=1) == ["a"]
+
+
+async def test_a_port_without_a_host_is_all_addresses_at_both_doors(clean_redis: redis.Redis, redis_url: str) -> None:
+    """The short form means one thing; what the service says of itself can be called."""
+    everywhere = replace(settings(redis_url), grpc_listen=":0", http_listen=":0", insecure=True)
+    async with running_server(everywhere) as server:
+        for address in (server.grpc_address, server.http_address):
+            host, _, port = address.rpartition(":")
+            assert host == "127.0.0.1"
+            for other in ("127.0.0.1", "127.0.0.2"):  # the latter is loopback too, and nobody listens there alone
+                _, writer = await asyncio.open_connection(other, int(port))
+                writer.close()
+        async with AsyncClient(server.grpc_address) as client:
+            assert await client.list_tables() == []
 
 
 async def test_http_listens_on_ipv6(clean_redis: redis.Redis, redis_url: str) -> None:

@@ -11,7 +11,7 @@ from store_user import KEYS, StoreUser, incoming
 from groupreplay.errors import ERRORS
 from groupreplay.table_config import TableConfig
 from groupreplay_server.store.keys import is_declared
-from groupreplay_server.store.scripts import RUN_SCRIPTS, call_script, load_script, script_names
+from groupreplay_server.store.scripts import STAND_ALONE, call_script, load_script, script_names
 
 LUA = files("groupreplay_server.store").joinpath("lua")
 
@@ -51,7 +51,7 @@ def test_the_parameters_of_a_script_are_numbered_without_gaps(name: str) -> None
     positions = [
         int(position) for position in re.findall(r"^local \w+ = .*ARGV\[(\d+)\]", source_of(name), re.MULTILINE)
     ]
-    first = 1 if name in RUN_SCRIPTS else 4
+    first = 1 if name in STAND_ALONE else 4
     assert positions == list(range(first, first + len(positions)))
     script = load_script(name)
     assert len(script.parameters) == len(positions) + first - 1

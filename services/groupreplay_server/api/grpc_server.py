@@ -9,8 +9,8 @@ from groupreplay_server.api.grpc_api import MAX_MESSAGE_BYTES, GrpcApi
 from groupreplay_server.api.operations import SERVICE
 from groupreplay_server.certificates import Certificates
 
-_CORE_MESSAGE_BYTES = 4 * MAX_MESSAGE_BYTES
-_CORE_METADATA_BYTES = 8 * MAX_METADATA_BYTES
+CORE_MESSAGE_BYTES = 4 * MAX_MESSAGE_BYTES
+CORE_METADATA_BYTES = 8 * MAX_METADATA_BYTES
 """Where gRPC itself stops reading. What lies between our limits and these is answered with a reason, which gRPC's own
 refusals have not; what a call can make us keep stays bounded all the same."""
 
@@ -28,9 +28,9 @@ class GrpcServer:
         self._server = grpc.aio.server(
             interceptors=[interceptor],
             options=[
-                ("grpc.max_receive_message_length", _CORE_MESSAGE_BYTES),
-                ("grpc.max_metadata_size", _CORE_METADATA_BYTES),  # between the two it would refuse by chance
-                ("grpc.absolute_max_metadata_size", _CORE_METADATA_BYTES),
+                ("grpc.max_receive_message_length", CORE_MESSAGE_BYTES),
+                ("grpc.max_metadata_size", CORE_METADATA_BYTES),  # between the two it would refuse by chance
+                ("grpc.absolute_max_metadata_size", CORE_METADATA_BYTES),
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
@@ -44,7 +44,8 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers((api.handlers(), api.unknown_calls()))  # asked in this order
 
     def bind(self, address: str, certificates: Certificates | None = None) -> int:
-        """Listen on host:port (0 = any free port) or unix:path, by TLS with certificates; return the port."""
+        """Listen on host:port (0 = any free port), on :port everywhere, or on unix:path; return the port."""
+        address = f"[::]{address}" if address.startswith(":") else address
         try:
             if certificates is None:
                 return self._server.add_insecure_port(address)

@@ -103,13 +103,14 @@ class HttpServer:
         self._socket: socket.socket | None = None
 
     def bind(self, address: str) -> int:
-        """Listen on host:port or [IPv6 address]:port (0 = any free port); return the port."""
+        """Listen on host:port or [IPv6 address]:port (0 = any free port), on :port everywhere; return the port."""
         host, _, port = address.rpartition(":")
         if not port.isdecimal() or int(port) > 65535:
             raise OSError(f"HTTP cannot listen on {address}: it is not host:port; pass --http-listen 127.0.0.1:8080")
         try:
-            family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-            self._socket = socket.create_server((host.strip("[]") or "127.0.0.1", int(port)), family=family)
+            both = not host and socket.has_dualstack_ipv6()
+            family = socket.AF_INET6 if both or host.startswith("[") else socket.AF_INET
+            self._socket = socket.create_server((host.strip("[]"), int(port)), family=family, dualstack_ipv6=both)
         except OSError as error:
             raise OSError(
                 f"HTTP cannot listen on {address}: {error.strerror}; stop what has the port or pass --http-listen"

@@ -8,6 +8,7 @@ from typing import Any
 from groupreplay_server.store.backend import Backend
 from groupreplay_server.store.connection import text, translated_errors
 from groupreplay_server.store.keys import TableKeys
+from groupreplay_server.store.scripts import call_script
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +72,7 @@ class AtroposState:
 
 
 class AtroposStore:
-    """One hash for each table; every change is one command."""
+    """One hash for each table; every change is one command or script, so that nobody sees half of it."""
 
     def __init__(self, redis: Backend) -> None:
         self._redis = redis
@@ -111,27 +112,19 @@ class AtroposStore:
 
     async def add_environment(self, run: str, table: str, **said: Any) -> Environment:
         """Give an environment an id, and a name that no other has."""
-        key = TableKeys(run, table).atropos
+        values = {"desired_name": said["desired_name"], "said": json.dumps(said)}
         with translated_errors():
-            env_id = await self._redis.hincrby(key, "environments", 1) - 1
-            namesake = await self._redis.hincrby(key, f"named:{said['desired_name']}", 1) - 1
-        environment = Environment(env_id=env_id, name=f"{said['desired_name']}_{namesake}", **said)
-        await self._set(run, table, **{f"env:{env_id}": json.dumps(asdict(environment))})
-        return environment
+            env_id, name = await call_script(self._redis, "add_environment", [TableKeys(run, table).atropos], values)
+        return Environment(env_id=env_id, name=text(name), **said)
 
     async def disconnect(self, run: str, table: str, env_id: int) -> None:
         """Take note that an environment is gone."""
         await self._set(run, table, **{f"gone:{env_id}": 1})
 
-    async def reset(self, run: str, table: str, *, resets: int) -> None:
-        """Forget all but the number of resets."""
-        key = TableKeys(run, table).atropos
+    async def reset(self, run: str, table: str) -> None:
+        """Forget all but the number of resets, which is one more."""
         with translated_errors():
-            names = [name for name in await self._redis.hkeys(key) if text(name) != "resets"]
-        await self._set(run, table, resets=resets)
-        if names:
-            with translated_errors():
-                await self._redis.hdel(key, *names)
+            await call_script(self._redis, "reset_atropos", [TableKeys(run, table).atropos], {})
 
     async def _set(self, run: str, table: str, **fields: str | int) -> None:
         with translated_errors():

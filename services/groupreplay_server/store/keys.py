@@ -88,7 +88,7 @@ class TableKeys:
 
     @property
     def atropos(self) -> str:
-        """hash: what the Atropos API remembers of its trainer and environments (atropos_store.py); no script's"""
+        """hash: what the Atropos API remembers of its trainer and environments (atropos_store.py)"""
         return self.key(_ATROPOS)
 
     def payload(self, member: str) -> str:

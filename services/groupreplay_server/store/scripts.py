@@ -31,8 +31,8 @@ _REPEATED = re.compile(r"^-- repeated: (.+)$", re.MULTILINE)
 _SHARED = ("now_ms", "topic", "seed")
 _SHARED_FILES = ("prelude", "ratios", "replay", "partials", "leases", "restores")
 """What stands before every script over a table, in this order."""
-RUN_SCRIPTS = frozenset({"advance_policy", "rewind_policy", "set_quota"})
-"""Scripts over a run rather than a table: they stand alone."""
+STAND_ALONE = frozenset({"advance_policy", "rewind_policy", "set_quota", "add_environment", "reset_atropos"})
+"""Scripts over a run, or over what the Atropos API remembers, rather than over a table: nothing stands before them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def load_script(name: str) -> Script:
     folder = files("groupreplay_server.store").joinpath("lua")
     own = folder.joinpath(f"{name}.lua").read_text()
     found = sorted((int(position), parameter) for parameter, position in _PARAMETER.findall(own))
-    if name in RUN_SCRIPTS:
+    if name in STAND_ALONE:
         source = own
         parameters = tuple(parameter for _, parameter in found)
     else:

@@ -109,13 +109,12 @@ class TrainerRoutes:
     async def reset_data(self, request: Request) -> PlainTextResponse:
         """Remove all groups of the table, and forget trainer and environments."""
         served = self._tables.of(request)
-        state = await served.state()
         await served.turns.end(*served.names)
         try:
             await served.service.reset_table(*served.names)
         except (UnknownRunError, UnknownTableError):
             return PlainTextResponse("Reset successful")
-        await served.service.atropos.reset(*served.names, resets=state.resets + 1)
+        await served.service.atropos.reset(*served.names)
         return PlainTextResponse("Reset successful")
 
     async def _serialize(self, served: ServedTable, turn: Turn, batch: LeasedBatch) -> AsyncIterator[bytes]:
