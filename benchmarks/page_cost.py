@@ -244,7 +244,8 @@ class Load:
     def step(self) -> None:
         """Insert a batch, and train on one."""
         self._insert(BATCH)
-        names, lease_id = {"run": RUN, "table": self.table}, f"step-{self.steps}"
+        names: dict[str, Any] = {"run": RUN, "table": self.table}
+        lease_id = f"step-{self.steps}"
         self.client.next_batch(**names, lease_id=lease_id, batch_size=BATCH, timeout_s=10)
         self.client.commit(**names, lease_id=lease_id, step=self.steps)
         self.steps += 1

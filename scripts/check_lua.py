@@ -15,6 +15,7 @@ OPTIONS = [
     "--globals",
     "redis",
     "cmsgpack",
+    "cjson",
     "bit",
     "KEYS",
     "ARGV",

@@ -88,7 +88,17 @@ class Refused(grpc.RpcError):
     """What gRPC itself, or a proxy, ends a call with: no reason of ours is in its metadata."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        self.code, self.details, self.trailing_metadata = lambda: code, lambda: details, lambda: ()
+        self._code = code
+        self._details = details
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return self._details
+
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ async def test_requests_over_the_rate_limit_are_counted(clean_redis: redis.Redis
 async def test_refused_grpc_calls_are_counted(http: httpx.AsyncClient, secured: RunningServer) -> None:
     """Those without a token, those that are not there, and those that are too large."""
     async with grpc.aio.insecure_channel(secured.grpc_address) as channel:
-        no_such_call: Any = channel.unary_unary("/groupreplay.v1.ReplayService/NoSuchCall")  # type: ignore[var-annotated]
+        no_such_call: Any = channel.unary_unary("/groupreplay.v1.ReplayService/NoSuchCall")
         for token in (None, "x" * 10_000):
             await over_grpc(channel, "DescribeTable", b"", token)
         for metadata in ((), (("authorization", f"Bearer {ADMIN_TOKEN}"),)):
