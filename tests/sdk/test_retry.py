@@ -3,6 +3,7 @@
 import re
 import socket
 import time
+from typing import Any
 
 import grpc
 import pytest
@@ -97,7 +98,7 @@ class Refused(grpc.RpcError):
     def details(self) -> str:
         return self._details
 
-    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+    def trailing_metadata(self) -> Any:
         return ()
 
 
