@@ -53,8 +53,8 @@ def _tuning_table(results: Mapping[str, Result], task: str) -> str:
 def _table(rows: list[Row], title: str) -> str:
     head = (
         "arm", "runs", "lr", "final accuracy", "at equal rollouts", "less POPO", "reached GRPO's end", "in rollouts",
-        "in seconds", "reached POPO's end", "in rollouts", "rollouts", "updates", "CPU s", "effective", "replay", "staleness", "lowest ESS", "highest KL",
-        "collapsed",
+        "in seconds", "reached POPO's end", "in rollouts", "rollouts", "updates", "CPU s", "effective", "replay",
+        "staleness", "lowest ESS", "highest KL", "collapsed",
     )  # fmt: skip
     lines = [f"### {title}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
