@@ -51,6 +51,10 @@ class Row:
     seconds_ratio: float | None
     """The same for seconds of generating and training."""
     steps_ratio: float | None
+    reached_popo: int
+    """Runs that reached the final accuracy of POPO's run of the same pair."""
+    popo_rollouts_ratio: float | None
+    """Median rollouts that this took, over those of POPO's whole run; None unless half of them got there."""
     rollouts: float
     """Mean over runs, as everything below."""
     updates: float
@@ -82,9 +86,8 @@ def _row(results: Mapping[str, Result], *, task: str, arm: str, phase: str) -> R
         for pair, run in runs.items()
         if pair in subject
     ]
-    speeds = [_speed(run, baseline[pair]) for pair, run in runs.items() if pair in baseline]
-    reached = [speed for speed in speeds if speed is not None]
-    typical = [None] * 3 if 2 * len(reached) <= len(speeds) else _medians(speeds)
+    reached, typical = _speeds(runs, baseline)
+    reached_popo, typical_popo = _speeds(runs, subject)
     return Row(
         task=task,
         arm=arm,
@@ -93,10 +96,12 @@ def _row(results: Mapping[str, Result], *, task: str, arm: str, phase: str) -> R
         accuracy=Interval.of([run.final_accuracy for run in runs.values()]),
         accuracy_at_equal_rollouts=Interval.of([run.accuracy_at(budget[pair]) for pair, run in runs.items()]),
         difference=Interval.of(differences) if differences and arm != SUBJECT else None,
-        reached=len(reached),
+        reached=reached,
         rollouts_ratio=typical[0],
         seconds_ratio=typical[1],
         steps_ratio=typical[2],
+        reached_popo=reached_popo,
+        popo_rollouts_ratio=typical_popo[0],
         rollouts=mean([run.rollouts for run in runs.values()]),
         updates=mean([run.updates for run in runs.values()]),
         seconds=mean([run.seconds for run in runs.values()]),
@@ -110,12 +115,21 @@ def _row(results: Mapping[str, Result], *, task: str, arm: str, phase: str) -> R
     )
 
 
-def _speed(run: Result, baseline: Result) -> tuple[float, float, float] | None:
-    """Return rollouts, seconds and steps to the baseline's final accuracy, over those of its whole run."""
-    reached = run.first_at(baseline.final_accuracy)
+def _speeds(
+    runs: Mapping[tuple[str, int], Result], others: Mapping[tuple[str, int], Result]
+) -> tuple[int, Sequence[float | None]]:
+    """Return how many runs reached the other's end, and the medians of _speed; of None unless half of them did."""
+    speeds = [_speed(run, others[pair]) for pair, run in runs.items() if pair in others]
+    reached = sum(speed is not None for speed in speeds)
+    return reached, [None] * 3 if 2 * reached <= len(speeds) else _medians(speeds)
+
+
+def _speed(run: Result, other: Result) -> tuple[float, float, float] | None:
+    """Return rollouts, seconds and steps to the final accuracy of another run, over those of its whole run."""
+    reached = run.first_at(other.final_accuracy)
     if reached is None:
         return None
-    last = baseline.evaluations[-1]
+    last = other.evaluations[-1]
     return reached.rollouts / last.rollouts, reached.seconds / last.seconds, reached.step / last.step
 
 

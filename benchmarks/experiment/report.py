@@ -53,8 +53,8 @@ def _tuning_table(results: Mapping[str, Result], task: str) -> str:
 def _table(rows: list[Row], title: str) -> str:
     head = (
         "arm", "runs", "lr", "final accuracy", "at equal rollouts", "less POPO", "reached GRPO's end", "in rollouts",
-        "in seconds", "rollouts", "updates", "CPU s", "effective", "replay", "staleness", "lowest ESS", "highest KL",
-        "collapsed",
+        "in seconds", "reached POPO's end", "in rollouts", "rollouts", "updates", "CPU s", "effective", "replay",
+        "staleness", "lowest ESS", "highest KL", "collapsed",
     )  # fmt: skip
     lines = [f"### {title}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
@@ -72,6 +72,8 @@ def _cells(row: Row) -> list[str]:
         f"{row.reached} of {row.runs}",
         _ratio(row.rollouts_ratio),
         _ratio(row.seconds_ratio),
+        f"{row.reached_popo} of {row.runs}",
+        _ratio(row.popo_rollouts_ratio),
         f"{row.rollouts / 1000:.1f}k",
         f"{row.updates:.0f}",
         f"{row.cpu_seconds:.0f}",
