@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 from redis import Redis
 
+from groupreplay.allocator import expect_large_blocks
 from groupreplay.convert import group_to_wire
 from groupreplay.parts import MESSAGE_BYTES
 from groupreplay_admin.load.crew import Go
@@ -73,6 +74,7 @@ class BareGrpc:
 
 
 def _serve(connection: Connection) -> None:
+    expect_large_blocks()  # as the service does
     asyncio.run(_serve_bytes(connection))
 
 
@@ -122,6 +124,7 @@ class GrpcUp:
 
     async def run(self, go: Go) -> Tally:
         """Stream until time is up, and wait for the answer."""
+        expect_large_blocks()
         pool = messages_of(self.shape)
         groups = moved = 0
 
@@ -156,6 +159,7 @@ class GrpcDown:
 
     async def run(self, go: Go) -> Tally:
         """Receive batches until time is up."""
+        expect_large_blocks()
         latencies: list[float] = []
         moved = 0
         async with grpc.aio.insecure_channel(self.address) as channel:
@@ -187,6 +191,7 @@ class RedisUp:
 
     async def run(self, go: Go) -> Tally:
         """Write until time is up."""
+        expect_large_blocks()
         supply = groups_of(SHAPES[self.shape], prefix="bare")
         size = max(2, min(256, _POOL_BYTES // SHAPES[self.shape].mean_bytes))
         payloads = [group_to_wire(next(supply))[1] for _ in range(size)]

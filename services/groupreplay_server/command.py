@@ -6,6 +6,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
+from groupreplay.allocator import expect_large_blocks
 from groupreplay.logs import configure_logging
 from groupreplay_server.app import serve
 from groupreplay_server.embedded import EmbeddedRedisError
@@ -20,6 +21,7 @@ def run_server(settings: ServerSettings = _DEFAULTS) -> int:
     Without --redis-url it starts a private Redis in --data-dir, and stops it when it goes. SIGTERM drains: calls that
     wait are told to go elsewhere, running ones get --drain-s seconds.
     """
+    expect_large_blocks()
     configure_logging(settings.log_format, settings.log_level)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 
+from groupreplay.allocator import expect_large_blocks
 from groupreplay.errors import InvalidRequestError
 from groupreplay.group_messages import GroupStub
 from groupreplay.request_ids import METADATA, current_request_id, new_request_id
@@ -100,6 +101,7 @@ _CHANNEL_OPTIONS = [
 
 def open_channel(address: str, login: Login) -> grpc.Channel:
     """Return a channel to host:port, unix:path, or whatever else gRPC can resolve."""
+    expect_large_blocks()
     credentials = login.credentials()
     if credentials is None:
         return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
@@ -108,6 +110,7 @@ def open_channel(address: str, login: Login) -> grpc.Channel:
 
 def open_async_channel(address: str, login: Login) -> grpc.aio.Channel:
     """Return what open_channel does, for coroutines."""
+    expect_large_blocks()
     credentials = login.credentials()
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
