@@ -95,9 +95,9 @@ class SingleRedis(Backend):
         durability: Durability,
     ) -> Any:
         barrier = barrier_beside(keys[0]) if durability is not Durability.MEMORY else ""
-        sets: list[Command] = [("SET", key, payload) for key, payload in payloads.items()]
+        writes: list[Command] = [("MSET", *(part for item in payloads.items() for part in item))] if payloads else []
         try:
-            return await self._write([*sets, script.by_hash(keys, arguments)], durability, barrier)
+            return await self._write([*writes, script.by_hash(keys, arguments)], durability, barrier)
         except NoScriptError:  # the payloads are there
             return await self._write([script.in_full(keys, arguments)], durability, barrier)
 

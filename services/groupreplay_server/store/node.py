@@ -22,7 +22,7 @@ from groupreplay_server.store.durability import (
     wait_for_disk,
     wait_for_replicas,
 )
-from groupreplay_server.store.packing import packing_fast
+from groupreplay_server.store.fast_connection import FastConnection, fast_connections
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
@@ -51,7 +51,7 @@ class Node:
         """Use this client, which decodes nothing; close() closes it. A master behind Sentinel moves."""
         self.client = client
         pool = client.connection_pool
-        pool.connection_class = packing_fast(cast(Any, pool.connection_class))
+        pool.connection_class = fast_connections(cast(Any, pool.connection_class))
         self._limits = limits
         self._moves = moves
         self._doubted = False
@@ -79,17 +79,33 @@ class Node:
         """
         async with self._connections():
             wait = await self._wait(durability)
-            pipeline = self.client.pipeline(transaction=False)
-            for command in commands:
-                pipeline.execute_command(*command, **options)
+            row = list(commands)
             if wait is not None:
                 if barrier:
-                    pipeline.execute_command("SET", barrier, "")
-                pipeline.execute_command(*wait.command)
-            replies = await pipeline.execute(raise_on_error=False)
+                    row.append(("SET", barrier, ""))
+                row.append(wait.command)
+            replies = await self._exchange(row, options)
         if wait is not None and isinstance(replies[-1], ResponseError):
             self._disk = None  # another server may answer now, after a failover
         return Sent(replies[: len(commands)], wait, tuple(replies[len(commands) :]))
+
+    async def _exchange(self, commands: Sequence[Command], options: Mapping[str, Any]) -> list[Any]:
+        """Send commands on one connection, and once more if that turns out to be dead; return replies and errors."""
+        pool = self.client.connection_pool
+        connection = cast(FastConnection, await pool.get_connection())  # type: ignore[no-untyped-call]
+        try:
+            replies = await connection.retry.call_with_retry(
+                lambda: connection.exchange(commands), lambda _: connection.disconnect()
+            )
+        finally:
+            await pool.release(connection)
+        said = {name: value for name, value in options.items() if name != "keys"}  # those are for redis-py's own caches
+        return [self._meaning(command, reply, said) for command, reply in zip(commands, replies, strict=True)]
+
+    def _meaning(self, command: Command, reply: Any, options: Mapping[str, Any]) -> Any:
+        """Return a reply as redis-py returns it."""
+        meaning = self.client.response_callbacks.get(cast(str, command[0]))
+        return reply if meaning is None or isinstance(reply, Exception) else meaning(reply, **options)
 
     async def close(self) -> None:
         """Close all connections."""

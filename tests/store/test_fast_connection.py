@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio.connection import Connection
 
-from groupreplay_server.store.packing import packing_fast
+from groupreplay_server.store.fast_connection import fast_connections
 
 
 def view(data: bytes) -> memoryview:
@@ -32,25 +32,29 @@ def packed(connection_class: Any, *arguments: Any) -> bytes:
     return b"".join(bytes(piece) for piece in connection_class().pack_command(*arguments))
 
 
-@given(st.sampled_from(["EVALSHA", "SET", "MGET", "CONFIG GET", b"HSET"]), ARGUMENTS)
+@given(st.sampled_from(["EVALSHA", "SET", "MSET", "MGET", "CONFIG GET", b"HSET"]), ARGUMENTS)
 def test_fast_packing_is_the_packing_of_redis_py(name: str | bytes, arguments: list[Any]) -> None:
     """For text, bytes, views and numbers, in commands of one word and of two."""
-    assert packed(packing_fast(Connection), name, *arguments) == packed(Connection, name, *arguments)
+    assert packed(fast_connections(Connection), name, *arguments) == packed(Connection, name, *arguments)
 
 
-@given(st.text(max_size=20), st.one_of(st.binary(max_size=99), st.binary(max_size=9).map(view), st.text()))
-def test_a_write_is_packed_as_by_redis_py(key: str, value: bytes | memoryview | str) -> None:
-    """Whatever the value is, small or large."""
-    assert packed(packing_fast(Connection), "SET", key, value) == packed(Connection, "SET", key, value)
+@given(
+    st.sampled_from(["SET", "MSET"]),
+    st.lists(st.tuples(st.text(max_size=20), st.one_of(st.binary(max_size=99), st.binary().map(view), st.text()))),
+)
+def test_a_write_is_packed_as_by_redis_py(name: str, items: list[tuple[str, bytes | memoryview | str]]) -> None:
+    """Whatever the values are, small or large, one or many."""
+    arguments = [part for item in items for part in item]
+    assert packed(fast_connections(Connection), name, *arguments) == packed(Connection, name, *arguments)
 
 
 def test_a_payload_is_not_copied() -> None:
     """The bytes of a large value go out as they are."""
     payload = memoryview(bytes(100_000))
-    assert any(piece is payload for piece in packing_fast(Connection)().pack_command("SET", "key", payload))
+    assert any(piece is payload for piece in fast_connections(Connection)().pack_command("SET", "key", payload))
 
 
 def test_what_cannot_be_sent_is_refused_as_before() -> None:
     """An argument that Redis has no bytes for is a DataError."""
     with pytest.raises(Exception, match="Invalid input of type: 'NoneType'"):
-        packed(packing_fast(Connection), "GET", None)
+        packed(fast_connections(Connection), "GET", None)
