@@ -55,6 +55,7 @@ MAX_PIECES = 1024
 """Pieces of partial groups in one message."""
 
 _Taken = TypeVar("_Taken", Batch, BatchOutline)
+_Read = TypeVar("_Read", DeliveredGroup, GroupOutline)
 
 
 class Client:
@@ -370,11 +371,11 @@ class Client:
         attempts = Attempts(timeout_s or self._timeout_s)
         while True:
             try:
-                _, groups = self._read_parts(self._groups.read_lease, request, attempts.left_s())
+                _, groups = self._read_parts(self._groups.read_lease, request, attempts.left_s(), _delivered)
             except grpc.RpcError as failure:
                 pause_s = attempts.pause_after(error_from_rpc(failure, self._address))
             else:
-                return [_delivered(group) for group in groups]
+                return groups
             time.sleep(pause_s)
 
     def sample(
@@ -851,27 +852,28 @@ class Client:
         return groups
 
     def _read_batch(self, call: Any, request: Any, timeout_s: float | None) -> Batch:
-        header, groups = self._read_parts(call, request, timeout_s)
-        return convert.batch_from_wire(self._whole(header, groups), [_delivered(group) for group in groups])
+        header, groups = self._read_parts(call, request, timeout_s, _delivered)
+        return convert.batch_from_wire(self._whole(header, groups), groups)
 
     def _read_outline(self, request: pb.NextBatchRequest, timeout_s: float | None) -> BatchOutline:
-        header, groups = self._read_parts(self._groups.next_batch, request, timeout_s)
-        return convert.batch_outline_from_wire(self._whole(header, groups), [_outline(group) for group in groups])
+        header, groups = self._read_parts(self._groups.next_batch, request, timeout_s, _outline)
+        return convert.batch_outline_from_wire(self._whole(header, groups), groups)
 
     def _read_parts(
-        self, call: Any, request: Any, timeout_s: float | None
-    ) -> tuple[pb.BatchHeader | None, list[AssembledGroup]]:
+        self, call: Any, request: Any, timeout_s: float | None, read: Callable[[AssembledGroup], _Read]
+    ) -> tuple[pb.BatchHeader | None, list[_Read]]:
+        """Return a batch whose groups are read while the service still sends others."""
         header: pb.BatchHeader | None = None
         assembler = PartAssembler()
-        groups: list[AssembledGroup] = []
+        groups: list[_Read] = []
         for response in call(request, timeout=timeout_s):
             if response.batch is not None:
                 header = response.batch
-            groups += [group for part in response.parts if (group := assembler.add(part)) is not None]
+            groups += [read(group) for part in response.parts if (group := assembler.add(part)) is not None]
         assembler.check_complete()
         return header, groups
 
-    def _whole(self, header: pb.BatchHeader | None, groups: Sequence[AssembledGroup]) -> pb.BatchHeader:
+    def _whole(self, header: pb.BatchHeader | None, groups: Sequence[object]) -> pb.BatchHeader:
         if header is None or header.groups != len(groups):
             raise InternalError(f"{self._address} sent {len(groups)} groups of a batch, and not its whole header")
         return header

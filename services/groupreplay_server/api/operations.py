@@ -1,7 +1,9 @@
 """What both front doors offer: each RPC of groupreplay.v1.ReplayService as a method on its messages."""
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from groupreplay import convert, convert_diagnosis, convert_history, convert_listing, convert_pieces, convert_tables
@@ -36,6 +38,7 @@ _Group = TypeVar("_Group")
 SERVICE = pb.DESCRIPTOR.services_by_name["ReplayService"]
 MAX_INSERT_GROUPS = 1024
 DEFAULT_BEAT_S = 10.0
+MessageT = TypeVar("MessageT")
 
 
 class Operations:
@@ -59,13 +62,14 @@ class Operations:
     async def insert_stream(self, requests: AsyncIterator[InsertMessage]) -> AsyncIterator[pb.InsertResponse]:
         run = table = ""
         assembler: PartAssembler | None = None
-        async for request in requests:
-            if assembler is None:
-                run, table = request.run, request.table
-                assembler = PartAssembler((await self._service.table_config(run, table)).max_group_bytes)
-            added = [assembler.add(part) for part in request.parts]
-            if groups := [group for group in added if group is not None]:
-                yield await self.insert_groups(run, table, groups)
+        async with aclosing(one_ahead(requests)) as ahead:
+            async for request in ahead:
+                if assembler is None:
+                    run, table = request.run, request.table
+                    assembler = PartAssembler((await self._service.table_config(run, table)).max_group_bytes)
+                added = [assembler.add(part) for part in request.parts]
+                if groups := [group for group in added if group is not None]:
+                    yield await self.insert_groups(run, table, groups)
         if assembler is not None:
             assembler.check_complete()
 
@@ -351,6 +355,18 @@ def _names(group_ids: Sequence[str]) -> Sequence[str]:
     for group_id in group_ids:
         check_name(group_id, "group_id")
     return group_ids
+
+
+async def one_ahead(messages: AsyncIterator[MessageT]) -> AsyncGenerator[MessageT]:
+    """Yield messages; while one is worked on, the next is received and read."""
+    coming = asyncio.ensure_future(anext(messages, None))
+    try:
+        while (message := await coming) is not None:
+            coming = asyncio.ensure_future(anext(messages, None))
+            yield message
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
 
 
 def check_at_once(count: int, what: str, rpc: str) -> None:
