@@ -38,6 +38,7 @@ from groupreplay_server.store.connection import listen, open_redis
 from groupreplay_server.store.durability import WaitLimits
 from groupreplay_server.store.keys import WAKE_CHANNEL
 from groupreplay_server.store.orphans import OrphanStore
+from groupreplay_server.store.payload_cache import PayloadCache
 from groupreplay_server.store.redis_store import RedisStore
 from groupreplay_server.store.token_store import TokenStore
 from groupreplay_server.sweeper import Sweeper
@@ -88,8 +89,9 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         )
         redis = await stack.enter_async_context(open_redis(redis_url, access=redis_access, limits=limits))
         listener = await stack.enter_async_context(open_redis(redis_url, access=redis_access, reply_timeout_s=None))
-        store = RedisStore(redis)
-        wakeups, janitor, readiness, metrics = WakeUps(), Janitor(store), Readiness(store), Metrics()
+        cache = PayloadCache(settings.payload_cache_bytes)
+        store = RedisStore(redis, cache=cache)
+        wakeups, janitor, readiness, metrics = WakeUps(), Janitor(store), Readiness(store), Metrics(cache)
         about = About(
             store,
             redis_url=read_address(redis_url).shown,

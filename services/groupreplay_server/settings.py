@@ -55,6 +55,9 @@ class ServerSettings:
     """Folder of the private Redis: its append-only file and log."""
     redis_appendfsync: Literal["always", "everysec", "no"] = "everysec"
     """When the private Redis syncs to disk: always = an acknowledged group survives a power cut."""
+    payload_cache_bytes: int = 256 * 2**20
+    """Bytes of payloads that this server keeps in memory beside Redis, those that it wrote or read last; a draw of
+    them costs Redis next to nothing. 0 = none."""
     tokens: bool = False
     """Ask every caller for a token. `groupreplay token` makes them; the first comes from admin_token_file."""
     admin_token_file: Path | None = None

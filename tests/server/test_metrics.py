@@ -82,6 +82,8 @@ async def test_the_page_has_every_family_that_the_reference_lists(server: Runnin
     assert found['groupreplay_table_gone_groups_total{reason="ineffective",run="run",table="train"}'] == 1
     assert found['groupreplay_policy_version{run="run"}'] == 1
     assert found["groupreplay_redis_up"] == 1
+    assert found['groupreplay_payload_reads_groups_total{source="cache"}'] == 1
+    assert found['groupreplay_payload_reads_groups_total{source="redis"}'] == 0
 
 
 async def test_tasks_beyond_the_limit_are_one(server: RunningServer, client: AsyncClient) -> None:

@@ -270,6 +270,13 @@ PAYLOAD: Final = Family(
     meaning="Bytes of groups' payloads that came in and went out, headers and encoding left out",
     labels=("direction",),
 )
+READS: Final = Family(
+    name="payload_reads_groups",
+    kind=Kind.COUNTER,
+    meaning="Groups whose payload was read, by where it was found: cache = in this server's memory",
+    labels=("source",),
+)
+CACHE: Final = Family(name="payload_cache_bytes", kind=Kind.GAUGE, meaning="Payload bytes in this server's memory")
 STALENESS: Final = Family(
     name="delivered_staleness_versions",
     kind=Kind.HISTOGRAM,
@@ -278,7 +285,7 @@ STALENESS: Final = Family(
 )
 
 FAMILIES: Final = (
-    BUILD, CALLS, RUNNING, PAYLOAD, STALENESS, TABLES_LEFT_OUT,
+    BUILD, CALLS, RUNNING, PAYLOAD, READS, CACHE, STALENESS, TABLES_LEFT_OUT,
     *TABLE_FAMILIES, TASK_INSERTED, TASK_GONE, *RUN_FAMILIES, REDIS_UP, *REDIS_FAMILIES,
 )  # fmt: skip
 """In the order of the reference."""

@@ -15,9 +15,11 @@ from groupreplay.errors import GroupReplayError
 from groupreplay.groups import now_ms
 from groupreplay_server.api.metric_families import (
     BUILD,
+    CACHE,
     CALLS,
     PAYLOAD,
     PREFIX,
+    READS,
     REDIS_FAMILIES,
     REDIS_UP,
     RUN_FAMILIES,
@@ -31,6 +33,7 @@ from groupreplay_server.api.metric_families import (
     Kind,
 )
 from groupreplay_server.measuring import MAX_TABLES, Reading
+from groupreplay_server.store.payload_cache import PayloadCache
 from groupreplay_server.store.records import LeasedBatch, TableReading
 
 _LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -44,7 +47,7 @@ UNKNOWN = "unknown"
 class Metrics:
     """The service's registry."""
 
-    def __init__(self) -> None:
+    def __init__(self, cache: PayloadCache) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._seconds = Histogram(
@@ -61,7 +64,7 @@ class Metrics:
         )
         self._delivering: set[tuple[str, str]] = set()
         Gauge(PREFIX + BUILD.name, BUILD.meaning, BUILD.labels, registry=self.registry).labels(__version__).set(1)
-        self._reading = ReadingCollector()
+        self._reading = ReadingCollector(cache)
         self._page = b""
         self._one = asyncio.Lock()
         self.registry.register(self._reading)
@@ -120,13 +123,16 @@ def outcome_of(error: BaseException) -> str:
 class ReadingCollector:
     """Shows what was read, and nothing of what was there before."""
 
-    def __init__(self) -> None:
+    def __init__(self, cache: PayloadCache) -> None:
+        self._cache = cache
         self.reading = Reading(redis_up=False)
         self._tasks: dict[tuple[str, str], set[str]] = {}
 
     def collect(self) -> Iterator[Metric]:
         """Yield all families; for the client library."""
         reading = self.reading
+        yield _filled(READS, [(("cache",), self._cache.hits), (("redis",), self._cache.misses)])
+        yield _filled(CACHE, [((), self._cache.size_bytes)])
         yield _filled(REDIS_UP, [((), reading.redis_up)])
         yield _filled(TABLES_LEFT_OUT, [((), reading.left_out)])
         for redis_family in REDIS_FAMILIES:

@@ -35,6 +35,7 @@ from groupreplay_server.store.keeping_store import KeepingStore, KeptGroup
 from groupreplay_server.store.keys import RUNS, RunKeys, TableKeys
 from groupreplay_server.store.listing_store import ListingStore
 from groupreplay_server.store.measure_store import MeasureStore
+from groupreplay_server.store.payload_cache import PayloadCache
 from groupreplay_server.store.piece_store import PieceStore
 from groupreplay_server.store.policy_store import PolicyStore
 from groupreplay_server.store.records import (
@@ -62,13 +63,18 @@ class RedisStore:
     """All that is kept, by use case. Redis errors come out as GroupReplayError."""
 
     def __init__(
-        self, redis: Backend, clock: Callable[[], int] = now_ms, new_seed: Callable[[], str] = random_seed
+        self,
+        redis: Backend,
+        clock: Callable[[], int] = now_ms,
+        new_seed: Callable[[], str] = random_seed,
+        cache: PayloadCache | None = None,
     ) -> None:
         """Use this Redis, which the caller opens and closes.
 
         clock returns Unix milliseconds; new_seed returns the 32 hexadecimal digits that a call draws with.
         """
         self._redis = redis
+        self._cache = cache or PayloadCache()
         self._now_ms = clock
         self._new_seed = new_seed
         self.policies = PolicyStore(redis, clock)
@@ -178,7 +184,14 @@ class RedisStore:
                 await self._unlink(key for key, ref in zip(payload_keys, refs, strict=True) if ref)
             raise
         results = [_insert_result(group, reply.decode()) for group, reply in zip(groups, replies, strict=True)]
-        if any(ref and result.outcome is not InsertOutcome.INSERTED for ref, result in zip(refs, results, strict=True)):
+        refused = False
+        for key, group, result in zip(payload_keys, groups, results, strict=True):
+            if group.payload is not None:
+                if result.outcome is InsertOutcome.INSERTED:
+                    self._cache.put(key, group.payload)
+                else:
+                    refused = True
+        if refused:
             await self.collect_garbage(run, table)
         return results
 
@@ -226,9 +239,13 @@ class RedisStore:
         """
         keys = TableKeys(run, table)
         kept = {g.group_id: keys.payload(f"{g.group_id}/{g.payload_ref}") for g in groups if g.payload_ref}
-        with translated_errors():
-            payloads = await self._redis.read_payloads(list(kept.values())) if kept else []
-        found = dict(zip(kept, payloads, strict=True))
+        found = {group_id: self._cache.get(key) for group_id, key in kept.items()}
+        if absent := [group_id for group_id, payload in found.items() if payload is None]:
+            with translated_errors():
+                found |= zip(absent, await self._redis.read_payloads([kept[it] for it in absent]), strict=True)
+            if not isinstance(groups[0], KeptGroup):  # a snapshot reads all there is, once
+                for group_id in absent:
+                    self._cache.put(kept[group_id], found[group_id] or b"")
         lost = [group_id for group_id, payload in found.items() if payload is None]
         if lost:
             raise PayloadLostError(
@@ -405,7 +422,9 @@ class RedisStore:
             while members := await call_script(
                 self._redis, "list_garbage", keys.all(), {**self._shared(keys), "at_most": _GARBAGE_PAGE}
             ):
-                await self._redis.remove_payloads(keys.payload(text(member)) for member in members)
+                names = [keys.payload(text(member)) for member in members]
+                self._cache.drop(names)
+                await self._redis.remove_payloads(names)
                 await self._redis.zrem(keys.key("garbage"), *members)
                 removed += len(members)
         return removed
