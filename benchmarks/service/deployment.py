@@ -91,10 +91,11 @@ class PrivateRedis:
 class Deployment:
     """The service with a Redis of its own."""
 
-    def __init__(self, folder: Path, keeping: Keeping) -> None:
-        """Prepare it in an empty folder."""
+    def __init__(self, folder: Path, keeping: Keeping, *, cached: bool = True) -> None:
+        """Prepare it in an empty folder; cached=False reads every payload from Redis."""
         self._folder = folder
         self._keeping: Keeping = keeping
+        self._more = () if cached else ("--payload-cache-bytes", "0")
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -109,7 +110,9 @@ class Deployment:
             "--ready-file": ready,
         }
         service = Child(
-            "serve", ["serve", *(str(part) for item in flags.items() for part in item)], folder=self._folder
+            "serve",
+            ["serve", *(str(part) for item in flags.items() for part in item), *self._more],
+            folder=self._folder,
         )
         self._stack.callback(stop_all, [service])
         service.start()

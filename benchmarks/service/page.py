@@ -37,7 +37,9 @@ S has 8 responses of about 512 tokens (32 KB), M 8 of 1,280 (81 KB), D 16 of 4,8
 of 131k (16.8 MB). Reverb is dm-reverb 0.14 with a server process of its own, and a table that draws by priority;
 Atropos is the server of atroposlib 0.4. Bare gRPC is a grpc.aio server that stores nothing, bare Redis a Python client
 that writes the payloads, both moving the same bytes. A draw includes its commit. CPU seconds are for each GB of
-payload. Server memory counts from what the service had just before, after filling its tables.
+payload. Server memory counts from what the service had just before, after filling its tables. Tables that are drawn
+from fit into the service's cache of payloads, but for subjects that say otherwise; all processes but Redis and the
+peers let the allocator keep freed megabytes. [What makes it fast, and what holds it](../explanation/speed.md).
 """
 
 

@@ -67,6 +67,7 @@ SCENARIOS: Final = (
             quick=shape != "A",
             subjects={
                 "draw": draw(shape, batch_size=STREAMED[shape]),
+                "draw, all from Redis": draw(shape, batch_size=STREAMED[shape], cached=False),
                 "grpc": grpc_down(shape, STREAMED[shape]),
             },
         )

@@ -51,10 +51,10 @@ class Stage:
     ) -> None:
         self._stack.close()
 
-    def deployment(self, keeping: Keeping = "memory", *, name: str = "") -> Deployment:
-        """Return a service; those of other names have their own Redis."""
-        name = name or keeping
-        return self._start(f"service-{name}", Deployment(self.folder / name, keeping))
+    def deployment(self, keeping: Keeping = "memory", *, name: str = "", cached: bool = True) -> Deployment:
+        """Return a service; those of other names, and those without a cache of payloads, have their own Redis."""
+        name = (name or keeping) + ("" if cached else "-uncached")
+        return self._start(f"service-{name}", Deployment(self.folder / name, keeping, cached=cached))
 
     def run(self, *jobs: Job) -> list[Tally]:
         """Let client processes do these jobs, all at once."""
@@ -79,9 +79,11 @@ class Stage:
         """Return a peer's process."""
         return self._start(f"peer-{name}", Peer(name, folder=self.folder))
 
-    def empty_table(self, config: TableConfig, keeping: Keeping = "memory") -> tuple[Deployment, Where]:
+    def empty_table(
+        self, config: TableConfig, keeping: Keeping = "memory", *, cached: bool = True
+    ) -> tuple[Deployment, Where]:
         """Return a service with one empty table, and where that is, as jobs take it."""
-        service = self.deployment(keeping)
+        service = self.deployment(keeping, cached=cached)
         return service, service.empty(f"{config.fill}-{config.durability}", config)
 
     def _start(self, name: str, made: _Started) -> _Started:

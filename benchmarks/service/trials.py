@@ -61,12 +61,12 @@ def insert_stream(
     return trial
 
 
-def draw(shape: str, *, batch_size: int, feedback: bool = False) -> Trial:
-    """A trainer that draws from replay by priority, and commits."""
+def draw(shape: str, *, batch_size: int, feedback: bool = False, cached: bool = True) -> Trial:
+    """A trainer that draws from replay by priority, and commits; cached=False reads every payload from Redis."""
 
     def trial(stage: Stage, _: Mapping[str, Measured]) -> Measured:
         config = TableConfig(fill=Fill.SAMPLE, sampler=Sampler.PRIORITIZED, replay_capacity=_CAPACITY)
-        service, where = stage.empty_table(config)
+        service, where = stage.empty_table(config, cached=cached)
         fill(stage, where, shape, _DRAWN[shape])
         job = Draw(where=where, seconds=stage.effort.seconds, call="sample", batch_size=batch_size, feedback=feedback)
         return watched(stage, service, [job])
