@@ -15,7 +15,7 @@ COPY protos protos
 COPY clients clients
 COPY services services
 RUN --mount=type=secret,id=pip_ca python -m venv --without-pip /opt/groupreplay \
-  && python -m pip --python /opt/groupreplay/bin/python install --no-compile \
+  && python -m pip --python /opt/groupreplay/bin/python install \
     --extra-index-url "${TORCH_INDEX}" ".[${EXTRAS}]" \
   && find /opt/groupreplay -name '*.pyi' -delete
 
@@ -29,7 +29,9 @@ LABEL org.opencontainers.image.title="groupreplay generator" \
   org.opencontainers.image.revision="${REVISION}" \
   org.opencontainers.image.licenses="Apache-2.0" \
   org.opencontainers.image.base.name="docker.io/library/python:${PYTHON}"
+# Bytecode of all there is: nothing can be written later, and without it each start and health check compiles anew.
 RUN python -m pip uninstall --yes --quiet --root-user-action ignore pip setuptools wheel \
+  && python -m compileall -q -x '/(test|idlelib|lib2to3|turtledemo)/' /usr/local/lib \
   && groupadd --gid 10001 groupreplay \
   && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin groupreplay \
   && install --directory --owner 10001 --group 10001 /weights /secrets
