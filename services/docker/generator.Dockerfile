@@ -37,7 +37,8 @@ RUN python -m pip uninstall --yes --quiet --root-user-action ignore pip setuptoo
   && install --directory --owner 10001 --group 10001 /weights /secrets
 COPY --from=build /opt/groupreplay /opt/groupreplay
 COPY services/docker/healthcheck.py /opt/healthcheck.py
-ENV PATH=/opt/groupreplay/bin:${PATH} PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
+# Idle OpenMP threads sleep: spinning ones take the cores that the container's neighbours need.
+ENV PATH=/opt/groupreplay/bin:${PATH} PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp OMP_WAIT_POLICY=PASSIVE
 USER 10001:10001
 WORKDIR /weights
 EXPOSE 9102
