@@ -20,15 +20,6 @@ RUN --mount=type=secret,id=pip_ca python -m venv --without-pip /opt/groupreplay 
   && find /opt/groupreplay -name '*.pyi' -delete
 
 FROM python:${PYTHON}
-ARG PYTHON
-ARG VERSION=0.1.0
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="groupreplay generator" \
-  org.opencontainers.image.description="Samples and scores rollout groups for groupreplay" \
-  org.opencontainers.image.version="${VERSION}" \
-  org.opencontainers.image.revision="${REVISION}" \
-  org.opencontainers.image.licenses="Apache-2.0" \
-  org.opencontainers.image.base.name="docker.io/library/python:${PYTHON}"
 # Bytecode of all there is: nothing can be written later, and without it each start and health check compiles anew.
 RUN python -m pip uninstall --yes --quiet --root-user-action ignore pip setuptools wheel \
   && python -m compileall -q -x '/(test|idlelib|lib2to3|turtledemo)/' /usr/local/lib \
@@ -48,3 +39,13 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
   CMD ["python", "/opt/healthcheck.py", "http://127.0.0.1:9102/metrics"]
 ENTRYPOINT ["groupreplay"]
 CMD ["generate", "--metrics.listen", "0.0.0.0:9102"]
+# Last, since they change with every commit.
+ARG PYTHON
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="groupreplay generator" \
+  org.opencontainers.image.description="Samples and scores rollout groups for groupreplay" \
+  org.opencontainers.image.version="${VERSION}" \
+  org.opencontainers.image.revision="${REVISION}" \
+  org.opencontainers.image.licenses="Apache-2.0" \
+  org.opencontainers.image.base.name="docker.io/library/python:${PYTHON}"

@@ -16,15 +16,6 @@ RUN --mount=type=secret,id=pip_ca python -m venv --without-pip /opt/groupreplay 
   && find /opt/groupreplay -name '*.pyi' -delete
 
 FROM python:${PYTHON}
-ARG PYTHON
-ARG VERSION=0.1.0
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="groupreplay server" \
-  org.opencontainers.image.description="Prioritized group replay as a service for RLVR training" \
-  org.opencontainers.image.version="${VERSION}" \
-  org.opencontainers.image.revision="${REVISION}" \
-  org.opencontainers.image.licenses="Apache-2.0" \
-  org.opencontainers.image.base.name="docker.io/library/python:${PYTHON}"
 # Bytecode of all there is: nothing can be written later, and without it each start and health check compiles anew.
 RUN python -m pip uninstall --yes --quiet --root-user-action ignore pip setuptools wheel \
   && python -m compileall -q -x '/(test|idlelib|lib2to3|turtledemo)/' /usr/local/lib \
@@ -42,3 +33,13 @@ HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=3 \
   CMD ["python", "/opt/healthcheck.py", "http://127.0.0.1:8080/readyz"]
 ENTRYPOINT ["groupreplay"]
 CMD ["serve"]
+# Last, since they change with every commit.
+ARG PYTHON
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="groupreplay server" \
+  org.opencontainers.image.description="Prioritized group replay as a service for RLVR training" \
+  org.opencontainers.image.version="${VERSION}" \
+  org.opencontainers.image.revision="${REVISION}" \
+  org.opencontainers.image.licenses="Apache-2.0" \
+  org.opencontainers.image.base.name="docker.io/library/python:${PYTHON}"
