@@ -21,9 +21,9 @@ RUN python -m pip uninstall --yes --quiet --root-user-action ignore pip setuptoo
   && python -m compileall -q -x '/(test|idlelib|lib2to3|turtledemo)/' /usr/local/lib \
   && groupadd --gid 10001 groupreplay \
   && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin groupreplay \
-  && install --directory --owner 10001 --group 10001 /data /secrets
+  && install --directory --owner 10001 --group 10001 /data
 COPY --from=build /opt/groupreplay /opt/groupreplay
-COPY services/docker/healthcheck.py services/docker/make_secrets.py /opt/
+COPY services/docker/healthcheck.py /opt/healthcheck.py
 ENV PATH=/opt/groupreplay/bin:${PATH} PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001
 WORKDIR /data

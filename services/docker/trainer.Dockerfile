@@ -25,7 +25,7 @@ RUN python -m pip uninstall --yes --quiet --root-user-action ignore pip setuptoo
   && python -m compileall -q -x '/(test|idlelib|lib2to3|turtledemo)/' /usr/local/lib \
   && groupadd --gid 10001 groupreplay \
   && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin groupreplay \
-  && install --directory --owner 10001 --group 10001 /weights /secrets
+  && install --directory --owner 10001 --group 10001 /weights
 COPY --from=build /opt/groupreplay /opt/groupreplay
 COPY services/docker/healthcheck.py /opt/healthcheck.py
 # Idle OpenMP threads sleep: spinning ones take the cores that the container's neighbours need.
