@@ -31,7 +31,10 @@ def missing() -> str:
     for words, what in (
         (["version"], "no Docker engine answers"),
         (["compose", "version"], "this docker has no Compose plugin"),
-        *((["image", "inspect", f"groupreplay/{image}:{VERSION}"], f"no image {image}: make images") for image in IMAGES),
+        *(
+            (["image", "inspect", f"groupreplay/{image}:{VERSION}"], f"no image {image}: make images")
+            for image in IMAGES
+        ),
     ):
         if subprocess.run(["docker", *words], capture_output=True, check=False).returncode:
             return what
