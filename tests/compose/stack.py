@@ -28,16 +28,16 @@ class Stack:
         """Prepare it; what generators saw acknowledged gets into folder."""
         self.inserted_log = folder / "inserted.log"
         folder.chmod(0o777)  # a container's user writes there
-        self._grpc, self._http, prometheus = free_ports(4), free_ports(4), free_ports(1)
-        self.prometheus_url = f"http://127.0.0.1:{prometheus[0]}"
+        ports = free_ports(9)
+        self.prometheus_url = f"http://127.0.0.1:{ports[8]}"
         self._environment = os.environ | {
             "COMPOSE_PROJECT_NAME": f"groupreplay-test-{os.getpid()}",
             "LEDGER": str(folder),
             "RUN": RUN,
             "STEPS": "100000",
-            "GRPC_PORTS": f"{self._grpc[0]}-{self._grpc[-1]}",
-            "HTTP_PORTS": f"{self._http[0]}-{self._http[-1]}",
-            "PROMETHEUS_PORT": str(prometheus[0]),
+            "GRPC_PORTS": f"{ports[0]}-{ports[3]}",
+            "HTTP_PORTS": f"{ports[4]}-{ports[7]}",
+            "PROMETHEUS_PORT": str(ports[8]),
         }
         self.token = ""
         self._label = f"com.docker.compose.project={self._environment['COMPOSE_PROJECT_NAME']}"

@@ -122,7 +122,7 @@ def test_more_containers_share_the_work_behind_one_address(stack: Stack) -> None
     stack.wait_for_health("server", "generator")
     assert (len(stack.containers("server")), len(stack.containers("generator"))) == (2, 3)
     for address in stack.published("server", 8080):
-        wait_until(lambda: calls(address, "InsertStream") > 0, f"{address} gets groups", SLOW_S)  # noqa: B023
+        wait_until(lambda: calls(address, "Insert") > 0, f"{address} gets groups", SLOW_S)  # noqa: B023
 
     def producers() -> set[str]:
         with stack.client() as client:

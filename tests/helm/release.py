@@ -22,6 +22,9 @@ RELEASE = "replay"
 FULL = "replay-groupreplay"
 SLOW_S = 300.0
 SMALL: dict[str, Any] = {
+    "weights": {"accessMode": "ReadWriteOnce", "size": "1Gi"},
+    "generator": {"resources": {"requests": {"cpu": "100m", "memory": "512Mi"}}},
+    "trainer": {"resources": {"requests": {"cpu": "100m", "memory": "512Mi"}}},
     "server": {"resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}}},
     "redis": {
         "bundled": {

@@ -12,10 +12,17 @@ from faults.journal import group_ids
 from helm.release import FULL, RELEASE, Release
 from helm.workers import RUN, TABLE, Workers
 from ops.rule_files import CHART
+from processes import wait_until
 
 pytestmark = [pytest.mark.helm, pytest.mark.timeout(1200)]
 
-STAYS = {f"secret/{FULL}-admin", f"secret/{FULL}-redis", f"persistentvolumeclaim/data-{FULL}-redis-0"}
+STAYS = {
+    f"secret/{FULL}-admin",
+    f"secret/{FULL}-redis",
+    f"persistentvolumeclaim/data-{FULL}-redis-0",
+    f"persistentvolumeclaim/{FULL}-weights",
+}
+LOOP = "generator.run=loop,trainer.run=loop,trainer.steps=5,trainer.batchSize=16"
 WITHOUT_OPERATORS = ",".join((
     "tls.certManager.enabled=false", "tls.existingSecret=tls", "gateway.enabled=false",
     "monitoring.rules.enabled=false", "monitoring.serviceMonitor.enabled=false",
@@ -113,12 +120,25 @@ def test_nothing_that_was_acknowledged_is_lost(release: Release, workers: Worker
     )
 
 
+def test_a_generator_and_a_trainer_of_the_chart_train(release: Release) -> None:
+    """They share the volume of weights; the trainer is a Job that ends with its last step."""
+    release.upgrade("--set", f"generator.enabled=true,trainer.enabled=true,{LOOP}")
+    [job] = release.get("jobs")
+    release.kubectl("wait", "--for=condition=complete", f"job/{job['metadata']['name']}", "--timeout", "600s")
+    with release.client() as client:
+        assert client.get_policy(run="loop").version == 5
+
+
 def test_an_uninstalled_release_leaves_what_it_says(release: Release) -> None:
-    """The volume of Redis and the passwords, and nothing else."""
+    """The volumes of Redis and of weights, and the passwords, and nothing else."""
     release.helm("uninstall", RELEASE, "--wait", "--timeout", "5m")
     kinds = (
         "all,pvc,secret,configmap,serviceaccount,role,rolebinding,ingress,networkpolicy,poddisruptionbudget,"
         "horizontalpodautoscaler"
     )
-    found = release.get(kinds, "--selector", f"app.kubernetes.io/instance={RELEASE}")
-    assert {f"{it['kind'].lower()}/{it['metadata']['name']}" for it in found} == STAYS
+
+    def left() -> set[str]:
+        found = release.get(kinds, "--selector", f"app.kubernetes.io/instance={RELEASE}")
+        return {f"{it['kind'].lower()}/{it['metadata']['name']}" for it in found}
+
+    wait_until(lambda: left() == STAYS, f"only {STAYS} are left", 120)  # Pods end after what Helm waits for
