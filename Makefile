@@ -3,6 +3,9 @@ PYTHON ?= python3
 # A smaller install on machines without a GPU: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 ARGS ?=
+# Of `docker build`, such as --network host. PIP_CERT, of pip itself, is known while images are built, and not in them.
+BUILD_ARGS ?=
+comma := ,
 SEED ?= 0
 KILLS ?=
 
@@ -28,7 +31,7 @@ PEER_PYTHON ?= $(PYTHON)
 VLLM_WARNINGS := -W ignore::DeprecationWarning -W ignore::ResourceWarning \
                  -W ignore::pytest.PytestUnraisableExceptionWarning
 
-.PHONY: help demo test test-long test-ui test-vllm test-atropos test-ops faults experiment bench bench-quick bench-peers soak check lint-helm lint-images format protos sync-client reference constraints wheel-test clean
+.PHONY: help demo test test-long test-ui test-vllm test-atropos test-ops images test-compose test-helm faults experiment bench bench-quick bench-peers soak check lint-helm lint-images format protos sync-client reference constraints wheel-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +56,20 @@ test-atropos: $(ATROPOS_VENV)/installed ## run atroposlib's environments and tra
 
 test-ops: $(VENV)/ops-installed ## run the tests of rules, dashboard and chart: a live Prometheus (apt install prometheus), Helm
 	$(BIN)/pytest -m ops tests/ops $(ARGS)
+
+images: ## build the three images, as groupreplay/NAME:0.1.0; BUILD_ARGS="--network host"
+	for image in server generator trainer; do \
+	  DOCKER_BUILDKIT=1 docker build --file services/docker/$$image.Dockerfile --tag groupreplay/$$image:0.1.0 \
+	    --build-arg REVISION=$$(git rev-parse HEAD) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) \
+	    $(if $(PIP_CERT),--secret id=pip_ca$(comma)src=$(PIP_CERT) --build-arg PIP_CERT=/run/secrets/pip_ca) \
+	    $(BUILD_ARGS) . || exit 1; \
+	done
+
+test-compose: $(VENV)/dev-installed images ## run the compose stack, kill, upgrade and scale it, on a Docker engine
+	$(BIN)/pytest -m compose tests/compose $(ARGS)
+
+test-helm: $(VENV)/ops-installed images ## install the chart, roll and kill it under load, on the cluster of kubectl's context
+	$(BIN)/pytest -m helm tests/helm $(ARGS)
 
 faults: $(VENV)/dev-installed ## kill services, Redis, trainers, producers under load, and look for losses; KILLS=50 SEED=0
 	@PYTHONPATH=tests $(BIN)/python -m faults --seed $(SEED) $(if $(KILLS),--kills $(KILLS)) $(ARGS)

@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from groupreplay import AsyncClient
-from groupreplay_generator.engines import Engine, EngineAwayError, Sampling, create_engine
-from groupreplay_generator.policy_follower import following, weights_label, weights_path
+from groupreplay_generator.engines import Engine, EngineAwayError, Sampling
+from groupreplay_generator.opening import opened_engine
+from groupreplay_generator.policy_follower import following
 from groupreplay_generator.prompting import Sampled, sample_problems
 from groupreplay_generator.scoring import Scorer
 from groupreplay_generator.settings import EvaluatorSettings
@@ -31,28 +32,18 @@ async def run_evaluator(settings: EvaluatorSettings) -> None:
         Scorer(task, settings) as scorer,
         AsyncClient(settings.server, **settings.login()) as client,
         following(client, settings.run) as follower,
+        opened_engine(settings.engine, follower, vllm=settings.vllm) as engine,
     ):
-        policy = await follower.newer_than(-1)
-        engine = create_engine(
-            settings.engine,
-            weights=weights_path(policy),
-            policy_version=policy.version,
-            label=weights_label(policy),
-            version_of=follower.version_of,
-            vllm=settings.vllm,
-        )
-        follower.opened_with(policy)
-        async with engine:
-            await _patiently(lambda: _measure(engine, task, scorer, settings))
-            while settings.last_version is None or engine.policy_version < settings.last_version:
-                next_version = engine.policy_version + settings.every
-                if settings.last_version is not None:
-                    next_version = min(next_version, settings.last_version)
-                policy = await follower.newer_than(next_version - 1)
-                if await _patiently(partial(follower.take_up, engine, policy)):
-                    await _patiently(lambda: _measure(engine, task, scorer, settings))
-                else:
-                    await follower.newer_than(policy.version)
+        await _patiently(lambda: _measure(engine, task, scorer, settings))
+        while settings.last_version is None or engine.policy_version < settings.last_version:
+            next_version = engine.policy_version + settings.every
+            if settings.last_version is not None:
+                next_version = min(next_version, settings.last_version)
+            policy = await follower.newer_than(next_version - 1)
+            if await _patiently(partial(follower.take_up, engine, policy)):
+                await _patiently(lambda: _measure(engine, task, scorer, settings))
+            else:
+                await follower.newer_than(policy.version)
 
 
 async def _patiently(call: Callable[[], Awaitable[ResultT]]) -> ResultT:

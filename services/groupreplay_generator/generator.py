@@ -20,9 +20,10 @@ from groupreplay import (
     Rollout,
     RolloutGroup,
 )
-from groupreplay_generator.engines import Engine, EngineAwayError, EngineResult, Sampling, create_engine
+from groupreplay_generator.engines import Engine, EngineAwayError, EngineResult, Sampling
 from groupreplay_generator.metrics import GeneratorMetrics
-from groupreplay_generator.policy_follower import PolicyFollower, following, weights_label, weights_path
+from groupreplay_generator.opening import opened_engine
+from groupreplay_generator.policy_follower import PolicyFollower, following
 from groupreplay_generator.prompting import Sampled, sample_problems
 from groupreplay_generator.scoring import Scorer
 from groupreplay_generator.settings import GeneratorSettings
@@ -44,24 +45,12 @@ async def run_generator(settings: GeneratorSettings) -> None:
         Scorer(task, settings) as scorer,
         AsyncClient(settings.server, **settings.login()) as client,
         following(client, settings.run) as follower,
+        opened_engine(settings.engine, follower, vllm=settings.vllm) as engine,
     ):
-        first = await follower.newer_than(-1)
-        engine = create_engine(
-            settings.engine,
-            weights=weights_path(first),
-            policy_version=first.version,
-            label=weights_label(first),
-            version_of=follower.version_of,
-            vllm=settings.vllm,
-        )
-        follower.opened_with(first)
         with metrics:
-            async with engine:
-                _log.info("generating %s for table %s/%s", settings.task, settings.run, settings.table)
-                parts = Parts(
-                    client=client, engine=engine, task=task, scorer=scorer, follower=follower, metrics=metrics
-                )
-                await Generator(settings, parts).run()
+            _log.info("generating %s for table %s/%s", settings.task, settings.run, settings.table)
+            parts = Parts(client=client, engine=engine, task=task, scorer=scorer, follower=follower, metrics=metrics)
+            await Generator(settings, parts).run()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

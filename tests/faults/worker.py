@@ -55,16 +55,18 @@ class Job:
     trainers: int = 1
     """Trainer `number` of so many takes every so manieth step; number 0 advances the policy."""
     batch_size: int = 16
+    token_file: Path | None = None
+    """File with the token to show."""
 
     def to_json(self) -> str:
         """Return it as an argument of a command."""
-        return json.dumps(asdict(self) | {"journal": str(self.journal)})
+        return json.dumps(asdict(self), default=str)
 
     @classmethod
     def from_json(cls, text: str) -> "Job":
         """Read what to_json wrote."""
         values = json.loads(text)
-        return cls(**values | {"journal": Path(values["journal"])})
+        return cls(**values | {name: Path(values[name]) for name in ("journal", "token_file") if values[name]})
 
 
 class Worker:
@@ -250,7 +252,8 @@ def main(job: Job) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     retries.watch()
     kind = Producer if job.role == "producer" else Trainer
-    with Journal(job.journal) as journal, Client(job.address, timeout_s=CALL_TIMEOUT_S) as client:
+    token = job.token_file.read_text().strip() if job.token_file else ""
+    with Journal(job.journal) as journal, Client(job.address, token=token, timeout_s=CALL_TIMEOUT_S) as client:
         kind(job, client, journal, stop).run()
 
 

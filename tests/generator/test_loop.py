@@ -13,6 +13,7 @@ import pytest
 from processes import free_port
 
 from groupreplay import AsyncClient, BatchNotReadyError, Fill, GroupState, Policy, TableConfig
+from groupreplay_generator import opening
 from groupreplay_generator.evaluator import run_evaluator
 from groupreplay_generator.generator import run_generator
 from groupreplay_generator.metrics import MEASURES
@@ -76,6 +77,30 @@ async def test_a_generator_takes_up_new_weights_before_it_generates_again(
             await publish(client, version, tmp_path)
             batch = await client.next_batch(run="r", table="t", batch_size=3, timeout_s=60)
             assert [delivered.group.policy_version_min for delivered in batch.groups] == [version] * 3
+
+
+async def test_a_generator_starts_with_newer_weights_where_the_first_it_heard_of_are_gone(
+    server: RunningServer, client: AsyncClient, tmp_path: Path
+) -> None:
+    """A trainer with quick steps replaces the newest weights while PyTorch is imported."""
+    await client.create_table(run="r", table="t", config=CONFIG)
+    gone = await publish(client, 0, tmp_path)
+    weights_path(gone).unlink()
+    async with generating(server):
+        await publish(client, 1, tmp_path)
+        batch = await client.next_batch(run="r", table="t", batch_size=4, timeout_s=60)
+    assert {item.group.policy_version_min for item in batch.groups} == {1}
+
+
+async def test_a_generator_whose_weights_are_nowhere_says_so(
+    server: RunningServer, client: AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the volume of weights is not mounted where it runs."""
+    monkeypatch.setattr(opening, "NEWER_TIMEOUT_S", 0.1)
+    await client.create_table(run="r", table="t", config=CONFIG)
+    weights_path(await publish(client, 0, tmp_path)).unlink()
+    with pytest.raises(FileNotFoundError, match="policy-0"):
+        await run_generator(GeneratorSettings(server=server.grpc_address, run="r", table="t"))
 
 
 async def test_weights_that_are_not_those_published_are_not_used(

@@ -6,13 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 import yaml
 from ops.rule_files import DASHBOARD, RULES, panel_expressions, rules
 from processes import ServerProcess, free_port, plain_environment, wait_until
+from prometheus_api import PrometheusApi, as_grafana_sends_it
 
 from groupreplay import Client, GroupReplayError
 
@@ -23,13 +22,13 @@ LINES_THAT_MAY_BE_EMPTY = {"max by (node) (groupreplay_redis_memory_max_bytes) >
 RULES_THAT_MAY_BE_EMPTY = {"groupreplay:redis_memory_used:ratio"}
 
 
-class Prometheus:
+class Prometheus(PrometheusApi):
     """A Prometheus of the test's own."""
 
     def __init__(self, folder: Path, targets: dict[str, list[str]]) -> None:
         """Scrape these targets, by job, every second."""
+        super().__init__(f"http://127.0.0.1:{free_port()}")
         self._folder = folder
-        self.url = f"http://127.0.0.1:{free_port()}"
         config = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(RULES)],
@@ -49,30 +48,12 @@ class Prometheus:
             f"--web.listen-address={self.url.removeprefix('http://')}",
         ]  # fmt: skip
         process = _run(command, self._folder / "prometheus.log")
-        wait_until(self._ready, "Prometheus answers", LONG_S)
+        wait_until(self.is_ready, "Prometheus answers", LONG_S)
         return process
-
-    def _ready(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/-/ready").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def query(self, expression: str) -> list[Any]:
-        """Return what an expression gives now."""
-        answer = httpx.get(f"{self.url}/api/v1/query", params={"query": expression}, timeout=30).json()
-        assert answer["status"] == "success", f"{expression}: {answer.get('error')}"
-        result: list[Any] = answer["data"]["result"]
-        return result
 
     def shows(self, expression: str) -> Callable[[], bool]:
         """Return whether an expression gives anything, as a condition to wait for."""
         return lambda: bool(self.query(expression))
-
-    def rules(self) -> list[dict[str, Any]]:
-        """Return the rules as it has evaluated them."""
-        groups = httpx.get(f"{self.url}/api/v1/rules", timeout=30).json()["data"]["groups"]
-        return [rule for group in groups for rule in group["rules"]]
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +101,6 @@ def _fail_a_call(address: str) -> None:
         client.describe_table(run="live", table="no-such-table")
 
 
-def _fill(expression: str) -> str:
-    """Return an expression as Grafana sends it, with all runs and tables chosen."""
-    filled = expression.replace("$__rate_interval", "1m").replace("$run", ".+").replace("$table", ".+")
-    assert "$" not in filled, expression
-    return filled
-
-
 @pytest.mark.ops
 @pytest.mark.timeout(900)
 def test_every_panel_has_something_to_show(prometheus: Prometheus) -> None:
@@ -135,9 +109,9 @@ def test_every_panel_has_something_to_show(prometheus: Prometheus) -> None:
     assert len(panels) > 30
     for title, expression in panels:
         if title in MAY_BE_EMPTY or expression in LINES_THAT_MAY_BE_EMPTY:
-            prometheus.query(_fill(expression))
+            prometheus.query(as_grafana_sends_it(expression))
         else:
-            wait_until(prometheus.shows(_fill(expression)), f"{title}: {expression}", 60)
+            wait_until(prometheus.shows(as_grafana_sends_it(expression)), f"{title}: {expression}", 60)
 
 
 @pytest.mark.ops
