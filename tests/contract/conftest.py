@@ -15,12 +15,29 @@ from groupreplay.v1.replay_service_pb2_grpc import ReplayServiceStub
 
 
 @pytest.fixture(scope="session")
-def service(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def usual_service(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A service on the session's Redis for all tests of the contract; each test has a run of its own in it."""
-    process = ServerProcess(tmp_path_factory.mktemp("service"), redis_url)
+    yield from _running(ServerProcess(tmp_path_factory.mktemp("service"), redis_url))
+
+
+@pytest.fixture(scope="session")
+def uncached_service(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One that has no payload but what is in Redis."""
+    yield from _running(ServerProcess(tmp_path_factory.mktemp("service"), redis_url, "--payload-cache-bytes", "0"))
+
+
+def _running(process: ServerProcess) -> Iterator[ServerProcess]:
     process.start()
     yield process
     assert process.terminate() == 0
+
+
+@pytest.fixture
+def service(request: pytest.FixtureRequest) -> ServerProcess:
+    """The service that the test runs over."""
+    uncached = request.node.get_closest_marker("uncached")
+    process: ServerProcess = request.getfixturevalue("uncached_service" if uncached else "usual_service")
+    return process
 
 
 @pytest.fixture

@@ -316,6 +316,7 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+@pytest.mark.uncached
 async def test_a_payload_that_redis_lost_ends_a_snapshot(make_table: MakeTable, tmp_path: Path) -> None:
     """No file comes out of it."""
     table = await make_table()

@@ -357,6 +357,7 @@ async def test_a_stream_to_an_unknown_table_is_refused_with_its_status(
     assert lines_of(nothing) == [{"end": {"lines": 0}}]
 
 
+@pytest.mark.uncached
 async def test_an_error_in_the_middle_of_an_answer_is_its_last_line(
     http: httpx.AsyncClient, table: TableUser, clean_redis: redis.Redis
 ) -> None:
