@@ -30,7 +30,8 @@ class Authority:
         made = Certificate(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         _openssl(
             "req", "-x509", *_NEW_KEY, "-days", days, "-CA", self.ca_file, "-CAkey", self._key_file,
-            "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE",
+            "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
+            "-addext", "basicConstraints=critical,CA:FALSE",
             "-keyout", made.key_file, "-out", made.cert_file,
         )  # fmt: skip
         return made
