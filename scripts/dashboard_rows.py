@@ -308,6 +308,12 @@ ROWS: dict[str, Sequence[Panel]] = {
                 )
             ],
         ),
+        Panel(
+            title="Certificates",
+            meaning="Until the first of those that a door shows ends; none without TLS",
+            queries=[Query("min by (instance) (groupreplay_certificate_left_seconds)", "{{instance}}")],
+            unit="s",
+        ),
     ),
     "Redis": (
         Panel(

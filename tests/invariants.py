@@ -174,7 +174,8 @@ def _pairs(flat: list[Any]) -> dict[str, str]:
 
 
 def _fact(values: list[str]) -> Fact:
-    low, sequence, effective, size, ref, _prompt, task, priority, inserted_ms, _high, _mean = values
+    # An earlier version, which may have stored the group, knew nothing of the last one, the mean reward.
+    low, sequence, effective, size, ref, _prompt, task, priority, inserted_ms, _high, *_mean = values
     return Fact(int(low), int(sequence), effective == "1", int(size), ref, task, float(priority), int(inserted_ms))
 
 

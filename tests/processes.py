@@ -117,6 +117,7 @@ class ServerProcess:
         self.grpc_address = "127.0.0.1:0"
         self.http_address = ""
         self.redis_url = redis_url
+        self.environment = plain_environment()
 
     def start(self) -> None:
         """Start it and return when it answers; the second start takes the ports of the first."""
@@ -129,7 +130,7 @@ class ServerProcess:
                     "--http-listen", self.http_address or "127.0.0.1:0", "--redis-url", self._redis_url,
                     "--data-dir", str(self._folder / "data"), "--ready-file", str(ready_file), *self._options,
                 ],
-                env=plain_environment(),
+                env=self.environment,
                 stderr=log,
             )  # fmt: skip
         wait_until(lambda: ready_file.exists() or self._process_ended(), "the service is ready")

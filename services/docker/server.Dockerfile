@@ -12,7 +12,7 @@ COPY protos protos
 COPY clients clients
 COPY services services
 RUN --mount=type=secret,id=pip_ca python -m venv --without-pip /opt/groupreplay \
-  && python -m pip --python /opt/groupreplay/bin/python install '.[server,admin]' \
+  && python -m pip --python /opt/groupreplay/bin/python install '.[server,admin,otel]' \
   && find /opt/groupreplay -name '*.pyi' -delete
 
 FROM python:${PYTHON}

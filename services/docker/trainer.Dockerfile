@@ -5,7 +5,7 @@ ARG PYTHON=3.11-slim-bookworm
 
 FROM python:${PYTHON} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-ARG EXTRAS=trainer,hf,tensorboard
+ARG EXTRAS=trainer,hf,tensorboard,otel
 # PIP_CERT and the secret pip_ca are for networks with a certificate authority of their own; neither stays.
 ARG PIP_CERT
 ENV PIP_CONSTRAINT=/source/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1

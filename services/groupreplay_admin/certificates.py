@@ -5,11 +5,10 @@ import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
+from groupreplay.certificate_dates import chain_ends_ms
 from groupreplay.groups import now_ms
 from groupreplay_admin.checks import Check, check_certificate, ok, problem
 from groupreplay_admin.connection import ServiceSettings
-
-_SEQUENCE, _VERSION, _UTC_TIME, _GENERALIZED_TIME = 0x30, 0xA0, 0x17, 0x18
 
 
 def client_context(settings: ServiceSettings) -> ssl.SSLContext | None:
@@ -45,8 +44,8 @@ def check_served(address: str, context: ssl.SSLContext, *, timeout_s: float) -> 
 def check_files(cert_file: Path, key_file: Path | None) -> Iterator[Check]:
     """Judge a certificate in a file, and whether a key fits it."""
     try:
-        ends_ms = certificate_ends_ms(ssl.PEM_cert_to_DER_cert(_first_certificate(cert_file)))
-    except (OSError, ValueError, IndexError) as error:
+        ends_ms = chain_ends_ms(cert_file.read_text())
+    except (OSError, ValueError) as error:
         yield problem("certificate", f"{cert_file} is no certificate in PEM: {error}", "write it as PEM, its own first")
         return
     yield check_certificate(str(cert_file), ends_ms, now_ms=now_ms())
@@ -59,49 +58,3 @@ def check_files(cert_file: Path, key_file: Path | None) -> Iterator[Check]:
         yield problem("certificate_key", f"{key_file} does not fit {cert_file}: {error}", advice)
     else:
         yield ok("certificate_key", f"{key_file} fits {cert_file}")
-
-
-def _first_certificate(path: Path) -> str:
-    text = path.read_text()
-    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
-    if begin not in text or end not in text:
-        raise ValueError("it has no BEGIN CERTIFICATE")
-    return begin + text.split(begin, 1)[1].split(end, 1)[0] + end
-
-
-def certificate_ends_ms(der: bytes) -> int:
-    """Return the notAfter of a certificate (RFC 5280), Unix milliseconds. The standard library reads it only over TLS.
-
-    Raises:
-        ValueError, IndexError: it is no certificate.
-    """
-    _, certificate, _ = _element(der)
-    _, inner, _ = _element(certificate)
-    tag, _, rest = _element(inner)
-    fields = rest if tag == _VERSION else inner
-    for _ in range(3):  # serial number, algorithm, issuer
-        fields = _element(fields)[2]
-    tag, validity, _ = _element(fields)
-    if tag != _SEQUENCE:
-        raise ValueError("it has no validity where a certificate has one")
-    tag, ends, _ = _element(_element(validity)[2])
-    text = ends.decode("ascii")
-    if tag == _UTC_TIME:
-        text = ("20" if int(text[:2]) < 50 else "19") + text
-    elif tag != _GENERALIZED_TIME:
-        raise ValueError("its end is no time")
-    year, month, day, hour, minute, second = (text[:4], *(text[at : at + 2] for at in range(4, 14, 2)))
-    months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
-    gmt = f"{months[int(month) - 1]} {int(day):2d} {hour}:{minute}:{second} {year} GMT"
-    return int(ssl.cert_time_to_seconds(gmt) * 1000)
-
-
-def _element(der: bytes) -> tuple[int, bytes, bytes]:
-    """Return tag and content of the first element, and what follows it."""
-    tag, length, start = der[0], der[1], 2
-    if length & 0x80:
-        octets = length & 0x7F
-        length, start = int.from_bytes(der[2 : 2 + octets], "big"), 2 + octets
-    if start + length > len(der):
-        raise ValueError("it ends too soon")
-    return tag, der[start : start + length], der[start + length :]

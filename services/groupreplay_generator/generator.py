@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +20,11 @@ from groupreplay import (
     InsertOutcome,
     Rollout,
     RolloutGroup,
+    tracing,
 )
+from groupreplay.tracing import traced
 from groupreplay_generator.engines import Engine, EngineAwayError, EngineResult, Sampling
+from groupreplay_generator.group_trace import GroupTrace
 from groupreplay_generator.metrics import GeneratorMetrics
 from groupreplay_generator.opening import opened_engine
 from groupreplay_generator.policy_follower import PolicyFollower, following
@@ -41,6 +45,11 @@ async def run_generator(settings: GeneratorSettings) -> None:
     """Generate until cancelled. The service, the trainer and the run may come later, and go and come back."""
     task = create_task(settings.task, seed=settings.seed, train_problems=settings.train_problems)
     metrics = GeneratorMetrics(settings.metrics.listen)
+    with traced(settings.trace, service="groupreplay-generator", instance=settings.producer_id):
+        await _run_traced(settings, task, metrics)
+
+
+async def _run_traced(settings: GeneratorSettings, task: Task[Any], metrics: GeneratorMetrics) -> None:
     async with (
         Scorer(task, settings) as scorer,
         AsyncClient(settings.server, **settings.login()) as client,
@@ -103,20 +112,30 @@ class Generator:
             admission = await self._admission()
         await self._follower.tell(admission.policy)
         drawn = self._draw(admission.groups) if admission.groups else {}
-        missing = list(drawn.values())
-        while missing:
-            with self._metrics.stage("sampling"):
-                sampled = await self._sample(missing)
-            self._status = f"inserts {len(sampled)} groups"
-            with self._metrics.stage("scoring"):
-                groups = await asyncio.gather(*(self._group(problem, result) for problem, result in sampled))
-            self._note(groups)
-            with self._metrics.stage("inserting"):
-                await self._insert(groups)
-            done = self._unfit.union(problem.prompt_id for problem, _ in sampled)
-            missing = [problem for problem in missing if problem.prompt_id not in done]
+        with tracing.span("go") if drawn else tracing.NO_SPAN as go:
+            go.note(run=self._settings.run, table=self._settings.table, groups=len(drawn))
+            missing = list(drawn.values())
+            while missing:
+                done = self._unfit | await self._generate(missing)
+                missing = [problem for problem in missing if problem.prompt_id not in done]
         unfit = [index for index, problem in drawn.items() if problem.prompt_id in self._unfit]
         self._usable = np.setdiff1d(self._usable, unfit) if unfit else self._usable
+
+    async def _generate(self, problems: Sequence[Problem[Any]]) -> set[str]:
+        """Sample, score and insert as many groups as the engine finishes; return their prompt ids."""
+        began_ns = time.time_ns()
+        with self._metrics.stage("sampling"):
+            sampled = await self._sample(problems)
+        self._status = f"inserts {len(sampled)} groups"
+        traces = [GroupTrace(problem, result, began_ns=began_ns) for problem, result in sampled]
+        with self._metrics.stage("scoring"):
+            groups = await asyncio.gather(
+                *(self._group(*one, trace) for one, trace in zip(sampled, traces, strict=True))
+            )
+        self._note(groups)
+        with self._metrics.stage("inserting"):
+            await self._insert(groups, traces)
+        return {problem.prompt_id for problem, _ in sampled}
 
     def _note(self, groups: Sequence[RolloutGroup]) -> None:
         """Let the metrics know what was sampled and scored."""
@@ -231,10 +250,11 @@ class Generator:
         if len(self._unfit).bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...: a whole data set may be too long
             _log.warning("left out problem %s (%d so far): %s", problem.prompt_id, len(self._unfit), error)
 
-    async def _group(self, problem: Problem[Any], result: EngineResult) -> RolloutGroup:
+    async def _group(self, problem: Problem[Any], result: EngineResult, trace: GroupTrace) -> RolloutGroup:
         self._made += 1
         number = self._made
-        rewards = await self._scorer.score(problem, [completion.text for completion in result.completions])
+        with trace.scoring():
+            rewards = await self._scorer.score(problem, [completion.text for completion in result.completions])
         rollouts = [
             Rollout(
                 token_ids=completion.token_ids,
@@ -260,15 +280,17 @@ class Generator:
             return group
         return replace(group, policy_version_max=result.policy_version_max, version_spans=_version_spans(result))
 
-    async def _insert(self, groups: Sequence[RolloutGroup]) -> None:
+    async def _insert(self, groups: Sequence[RolloutGroup], traces: Sequence[GroupTrace]) -> None:
         """Insert groups, trying until each is acknowledged or refused for good."""
-        pending = {group.group_id: group for group in groups}
+        pending = {group.group_id: trace.inserting(group) for group, trace in zip(groups, traces, strict=True)}
+        trace_of = {group.group_id: trace for group, trace in zip(groups, traces, strict=True)}
         while pending:
             acknowledged = []
             try:
                 async for result in self._insert_many(list(pending.values())):
                     if result.error is None or not result.error.retryable:
                         del pending[result.group_id]
+                        trace_of[result.group_id].inserted(result.outcome)
                         self._metrics.groups.labels(result.outcome.value).inc()
                     if result.outcome is not InsertOutcome.REFUSED:
                         self._metrics.inserted_at.set_to_current_time()

@@ -12,6 +12,7 @@ from groupreplay.connection import Connection
 from groupreplay.errors import InvalidRequestError
 from groupreplay.groups import check_name
 from groupreplay.logs import LogFormat
+from groupreplay.tracing import TraceSettings
 from groupreplay_generator.sections import MetricsSettings, VllmSettings, check_engine
 
 
@@ -70,6 +71,7 @@ class GeneratorSettings(Connection):
 
     vllm: VllmSettings = field(default_factory=VllmSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    trace: TraceSettings = field(default_factory=TraceSettings)
 
     def __post_init__(self) -> None:
         check_engine(self.engine, self.vllm, threads=self.threads)

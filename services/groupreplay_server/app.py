@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from socket import gethostname
 
+from groupreplay.tracing import traced
 from groupreplay_server.about import About
 from groupreplay_server.access import Access
 from groupreplay_server.admin_token import AdminTokenFile
@@ -84,6 +86,9 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
     admin = AdminTokenFile(settings.admin_token_file) if settings.admin_token_file else None
     limiter = RateLimiter(settings.rate_limits())
     async with AsyncExitStack() as stack:
+        stack.enter_context(
+            traced(settings.trace, service="groupreplay-server", instance=f"{gethostname()}-{os.getpid()}")
+        )
         redis_url = settings.redis_url or await stack.enter_async_context(
             embedded_redis(settings.data_dir, appendfsync=settings.redis_appendfsync)
         )
@@ -131,6 +136,9 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         )
         app.add_middleware(RequestIds)
         http_server = HttpServer(app, calls, certificates)
+        if certificates is not None:
+            metrics.serves("grpc", certificates)
+            metrics.serves("http", certificates)
         grpc_port = grpc_server.bind(settings.grpc_listen, certificates)
         http_port = http_server.bind(settings.http_listen)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())

@@ -9,6 +9,7 @@ from typing import cast
 
 import grpc
 
+from groupreplay.certificate_dates import chain_ends_ms
 from groupreplay_server.watched_files import WatchedFiles
 
 _log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class _Read:
 
     grpc: grpc.ServerCertificateConfiguration
     http: ssl.SSLContext
+    ends_ms: int
 
 
 class Certificates:
@@ -76,6 +78,10 @@ class Certificates:
         context.sni_callback = choose
         return context
 
+    def ends_ms(self) -> int:
+        """Return when the first certificate of the chain that new connections are shown ends, Unix milliseconds."""
+        return self._current().ends_ms
+
     def _current(self) -> _Read:
         with self._lock:
             if self._watched.changed():
@@ -91,7 +97,11 @@ def _read(files: TlsFiles) -> _Read:
     context = _context(files)
     key, cert = files.key_file.read_bytes(), files.cert_file.read_bytes()
     ca = files.client_ca_file.read_bytes() if files.client_ca_file else None
-    return _Read(grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=ca), context)
+    try:
+        ends_ms = chain_ends_ms(cert.decode())
+    except ValueError as error:
+        raise OSError(f"{files.cert_file} has a certificate whose end cannot be read: {error}") from error
+    return _Read(grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=ca), context, ends_ms)
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:

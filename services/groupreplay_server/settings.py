@@ -8,6 +8,7 @@ from typing import Literal
 from cyclopts import Parameter
 
 from groupreplay.logs import LogFormat
+from groupreplay.tracing import TraceSettings
 from groupreplay_server.certificates import TlsFiles
 from groupreplay_server.rate_limiter import RateLimits
 from groupreplay_server.store.address import RedisAccess
@@ -89,6 +90,7 @@ class ServerSettings:
     """Least severe messages to log."""
     log_format: LogFormat = "text"
     """text: lines for people; json: an object a line, with the request id and what the call was about."""
+    trace: TraceSettings = field(default_factory=TraceSettings)
 
     def redis_access(self) -> RedisAccess:
         """Return how to log in to Redis.

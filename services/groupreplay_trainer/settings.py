@@ -7,6 +7,7 @@ from typing import Literal
 from groupreplay import Connection, TableConfig
 from groupreplay.groups import check_name
 from groupreplay.logs import LogFormat
+from groupreplay.tracing import TraceSettings
 from groupreplay_trainer.algorithms import ARMS, Algorithm, Arm
 from groupreplay_trainer.loss_config import LossConfig
 from groupreplay_trainer.sections import (
@@ -95,6 +96,7 @@ class TrainerSettings(Connection):
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     alarms: AlarmSettings = field(default_factory=AlarmSettings)
+    trace: TraceSettings = field(default_factory=TraceSettings)
 
     def __post_init__(self) -> None:
         """Check the ranges, and that the sections go together."""

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from groupreplay import (
     PolicyVersionConflictError,
     StepConflictError,
     UnknownLeaseError,
+    tracing,
 )
 from groupreplay.torch.advantages import AdvantageEstimator
 from groupreplay.torch.collate import TrainingBatch, collate
@@ -85,6 +86,8 @@ def run_trainer(settings: TrainerSettings, *, stop: threading.Event) -> None:
         client = stack.enter_context(Client(settings.server, timeout_s=settings.call_timeout_s, **settings.login()))
         watchers: list[StepWatcher] = []
         ranks.first(lambda: watchers.extend(stack.enter_context(open_watchers(settings))))
+        trace = tracing.traced(settings.trace, service="groupreplay-trainer", instance=settings.trainer_id)
+        ranks.first(lambda: _enter(stack, trace))
         Trainer(
             settings,
             client=client,
@@ -172,7 +175,8 @@ class Trainer:
             self._resume()
             self._tell_where_it_goes_on()
             while self._progress.step < self._settings.steps:
-                self._train_step(self._progress.step + 1)
+                with tracing.span("step") as span:
+                    self._train_step(self._progress.step + 1, span)
         except StopRequestedError:
             _log.info("stopped after step %d; start again to continue", self._progress.step)
         else:
@@ -225,16 +229,21 @@ class Trainer:
         self._save(self._progress)
         _log.info("a new run: policy version 0 is %s", self._settings.model.path)
 
-    def _train_step(self, step: int) -> None:
+    def _train_step(self, step: int, span: tracing.Span) -> None:
         """Take a batch, train on it, and make that durable; then tell the service, and whoever watches."""
         started = time.monotonic()
+        span.note(run=self._settings.run, table=self._settings.table, step=step)
         try:
-            batch = self._calls.next_batch(step)
+            with tracing.part("draw"):
+                batch = self._calls.next_batch(step)
+            span.note(lease_id=batch.lease_id, groups=len(batch.groups), policy_version=batch.policy_version)
+            tracing.link_groups(batch, span)
             waiting_s = time.monotonic() - started
-            with explaining_memory(batch, self._settings.memory):
+            with explaining_memory(batch, self._settings.memory), tracing.part("train"):
                 trained = self._train_on(batch)
             training_s = time.monotonic() - started - waiting_s
-            line = self._save_step(step, batch, trained, waiting_s=waiting_s, training_s=training_s)
+            with tracing.part("save"):
+                line = self._save_step(step, batch, trained, waiting_s=waiting_s, training_s=training_s)
         except StepConflictError as error:
             raise _step_conflict(step, error) from error
         except Exception:
@@ -359,7 +368,8 @@ class Trainer:
             return
         if clock.version == progress.step and self._weights.holds(clock):
             return
-        policy = self._weights.publish(self._model, run=progress.run, version=progress.step)
+        with tracing.part("publish"):
+            policy = self._weights.publish(self._model, run=progress.run, version=progress.step)
         try:
             self._calls.advance_policy(policy)
         except PolicyVersionConflictError as error:
@@ -373,7 +383,8 @@ class Trainer:
         """Commit the newest checkpoint's step; False if its groups are no longer this trainer's."""
         step, lease_id = self._progress.step, self._progress.lease_id
         try:
-            self._calls.commit(step, lease_id, self._progress.feedback)
+            with tracing.part("commit"):
+                self._calls.commit(step, lease_id, self._progress.feedback)
         except StepConflictError as error:
             raise _step_conflict(step, error) from error
         except LeaseExpiredError as error:
@@ -443,8 +454,8 @@ class Trainer:
         self._calls.keep_lease(self._progress.step + 1)
 
 
-def _enter(stack: ExitStack, folder: RunFolder) -> None:
-    stack.enter_context(folder)
+def _enter(stack: ExitStack, opened: AbstractContextManager[object]) -> None:
+    stack.enter_context(opened)
 
 
 def _step_conflict(step: int, error: StepConflictError) -> TrainingConflictError:

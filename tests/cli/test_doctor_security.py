@@ -12,8 +12,8 @@ from cli.in_process import IN_PROCESS, Run
 from processes import ServerProcess
 
 from groupreplay import Client, NewToken, Scope, Token
+from groupreplay.certificate_dates import certificate_ends_ms
 from groupreplay.groups import now_ms
-from groupreplay_admin.certificates import certificate_ends_ms
 from groupreplay_admin.checks import Verdict, check_open, check_tokens
 
 pytestmark = IN_PROCESS

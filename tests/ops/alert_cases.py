@@ -84,6 +84,12 @@ def _rewards(**failures_a_minute: int) -> dict[str, str]:
     }
 
 
+def _certificate(days: int) -> dict[str, str]:
+    """Return a certificate that both doors show, with so many days left at the start."""
+    name = "groupreplay_certificate_left_seconds"
+    return {f'{name}{{instance="a", door="{door}"}}': f"{days * 86400}-60x60" for door in ("grpc", "http")}
+
+
 _NODE = {"node": "redis:6379"}
 _UP = {'groupreplay_build_info{instance="a", version="1"}': "1x60"}
 
@@ -95,6 +101,18 @@ CASES = (
         series={'groupreplay_build_info{instance="a", version="1"}': "1x10 _x50"},
         fires=({},),
         severity="critical",
+    ),
+    Case(alert="GroupreplayCertificateExpires", what="three weeks are left", series=_certificate(days=21)),
+    Case(
+        alert="GroupreplayCertificateExpires",
+        what="it was renewed meanwhile",
+        series={'groupreplay_certificate_left_seconds{instance="a", door="grpc"}': "86400x30 7776000x30"},
+    ),
+    Case(
+        alert="GroupreplayCertificateExpires",
+        what="it has ended",
+        series=_certificate(days=0),
+        fires=tuple({"instance": "a", "door": door} for door in ("grpc", "http")),
     ),
     Case(
         alert="GroupreplayErrorRateHigh",

@@ -16,7 +16,7 @@ from prometheus_api import PrometheusApi, as_grafana_sends_it
 from groupreplay import Client, GroupReplayError
 
 LONG_S = 240.0
-MAY_BE_EMPTY = {"Rewards that failed", "Stale groups by task", "Groups refused, and gone"}
+MAY_BE_EMPTY = {"Certificates", "Rewards that failed", "Stale groups by task", "Groups refused, and gone"}
 """Panels that a run without faults has nothing for; and, of those with several queries, these lines:"""
 LINES_THAT_MAY_BE_EMPTY = {"max by (node) (groupreplay_redis_memory_max_bytes) > 0"}
 RULES_THAT_MAY_BE_EMPTY = {"groupreplay:redis_memory_used:ratio"}

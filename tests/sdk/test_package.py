@@ -10,7 +10,17 @@ import pytest
 import groupreplay
 
 ROOT = Path(__file__).resolve().parents[2]
-FOREIGN = ["redis", "fastapi", "torch", "vllm", "cyclopts", "prometheus_client", "pydantic", "groupreplay_server"]
+FOREIGN = [
+    "opentelemetry",
+    "redis",
+    "fastapi",
+    "torch",
+    "vllm",
+    "cyclopts",
+    "prometheus_client",
+    "pydantic",
+    "groupreplay_server",
+]
 
 
 def test_the_sdk_loads_nothing_but_its_three_dependencies() -> None:

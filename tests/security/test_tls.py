@@ -1,6 +1,7 @@
 """TLS and mutual TLS on both ports, of services in processes of their own, as grpc's dynamic credentials want it."""
 
 import os
+import re
 import shutil
 import ssl
 from collections.abc import Callable, Iterator
@@ -11,12 +12,13 @@ import httpx
 import pytest
 import redis
 from certificates import Authority, Certificate
-from processes import ServerProcess
+from processes import ServerProcess, wait_until
 
 from groupreplay import Client, GroupReplayError, InvalidRequestError, ServiceUnavailableError
 from groupreplay_server.certificates import Certificates, TlsFiles
 
 Serve = Callable[..., ServerProcess]
+DAY_S = 86400.0
 REFUSED_S = 2.0
 """Seconds that a client tries before it says that it was refused."""
 
@@ -96,6 +98,28 @@ def test_both_ports_speak_tls_and_nothing_else(serve: Serve, authority: Authorit
         httpx.get(f"http://{process.http_address}/readyz")
     with pytest.raises(httpx.HTTPError):
         ready(process, ssl.create_default_context())
+
+
+def left_seconds(process: ServerProcess, ca_file: Path) -> dict[str, float]:
+    """Return how long the certificate of each door is good, as Prometheus reads it."""
+    answer = httpx.get(f"https://{process.http_address}/metrics", verify=ssl.create_default_context(cafile=ca_file))
+    found = re.findall(r'^groupreplay_certificate_left_seconds{door="(\w+)"} (\S+)$', answer.text, re.MULTILINE)
+    return {door: float(left) for door, left in found}
+
+
+def test_metrics_say_how_long_the_certificate_of_each_door_is_good(
+    serve: Serve, authority: Authority, served: Certificate
+) -> None:
+    """What is good for the shortest time of a chain counts, and a renewed one at once."""
+    process = serve()
+    left = left_seconds(process, authority.ca_file)
+    assert left.keys() == {"grpc", "http"}
+    assert all(2 * DAY_S - 300 < seconds <= 2 * DAY_S for seconds in left.values())
+    replace_files(served, authority.sign("longer", days=90))
+    wait_until(lambda: left_seconds(process, authority.ca_file)["http"] > 89 * DAY_S, "the new one is seen")
+    with served.cert_file.open("a") as chain:
+        chain.write(authority.sign("shorter", days=1).cert_file.read_text())
+    wait_until(lambda: left_seconds(process, authority.ca_file)["grpc"] <= DAY_S, "the shortest of the chain counts")
 
 
 def test_mutual_tls_lets_in_only_whom_its_authority_signed(serve: Serve, authority: Authority, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from groupreplay.allocator import expect_large_blocks
 from groupreplay.errors import InvalidRequestError
 from groupreplay.group_messages import GroupStub
 from groupreplay.request_ids import METADATA, current_request_id, new_request_id
+from groupreplay.tracing import TRACEPARENT, current_traceparent
 from groupreplay.v1.replay_service_pb2_grpc import ReplayServiceStub
 
 _Metadata = tuple[tuple[str, str], ...]
@@ -79,7 +80,9 @@ class _LoggedInChannel:
 
             def named(*arguments: Any, **options: Any) -> Any:
                 name = current_request_id() or new_request_id()
-                return call(*arguments, metadata=(*self._metadata, (METADATA, name)), **options)
+                parent = current_traceparent()
+                traced = ((TRACEPARENT, parent),) if parent else ()
+                return call(*arguments, metadata=(*self._metadata, (METADATA, name), *traced), **options)
 
             return named
 

@@ -25,6 +25,7 @@ from groupreplay.payload import (
     encode_texts,
 )
 from groupreplay.table_config import Durability
+from groupreplay.tracing import tags_of
 from groupreplay.types import (
     Batch,
     BatchOutline,
@@ -93,7 +94,7 @@ def group_to_wire(group: RolloutGroup) -> tuple[group_pb2.GroupHeader, bytes]:
         columns=[_column_to_proto(column) for column in columns],
         payload_bytes=len(payload),
         created_at_ms=group.created_at_ms,
-        tags=group.tags,
+        tags=tags_of(group.tags),
         priority=group.priority,
     )
     return header, payload

@@ -8,6 +8,7 @@ from grpc_health.v1 import health
 
 from groupreplay.errors import GroupReplayError, MessageTooLargeError
 from groupreplay.request_ids import METADATA, enter_request
+from groupreplay.tracing import TRACEPARENT, enter_caller
 from groupreplay_server.access import RULES, Access, Caller
 from groupreplay_server.api.grpc_errors import refusal
 from groupreplay_server.api.metrics import UNKNOWN, Metrics
@@ -41,6 +42,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             sent = handler_call_details.invocation_metadata or ()
             metadata = dict(sent)
             enter_request(metadata.get(METADATA))
+            enter_caller(metadata.get(TRACEPARENT))
             _check_size(sent)
             caller = await self._access.enter(metadata.get("authorization"), peer="", door="grpc")
             if known:

@@ -283,9 +283,16 @@ STALENESS: Final = Family(
     meaning="Staleness of the groups that this service handed out, in policy versions",
     labels=("run", "table", "source"),
 )
+CERTIFICATE: Final = Family(
+    name="certificate_left_seconds",
+    kind=Kind.GAUGE,
+    meaning="Until the first certificate ends, of the chain that a door (grpc, http) shows new connections; "
+    "below 0 = it has ended. Absent without TLS",
+    labels=("door",),
+)
 
 FAMILIES: Final = (
-    BUILD, CALLS, RUNNING, PAYLOAD, READS, CACHE, STALENESS, TABLES_LEFT_OUT,
+    BUILD, CERTIFICATE, CALLS, RUNNING, PAYLOAD, READS, CACHE, STALENESS, TABLES_LEFT_OUT,
     *TABLE_FAMILIES, TASK_INSERTED, TASK_GONE, *RUN_FAMILIES, REDIS_UP, *REDIS_FAMILIES,
 )  # fmt: skip
 """In the order of the reference."""

@@ -17,6 +17,7 @@ from groupreplay_server.api.metric_families import (
     BUILD,
     CACHE,
     CALLS,
+    CERTIFICATE,
     PAYLOAD,
     PREFIX,
     READS,
@@ -32,6 +33,7 @@ from groupreplay_server.api.metric_families import (
     Family,
     Kind,
 )
+from groupreplay_server.certificates import Certificates
 from groupreplay_server.measuring import MAX_TABLES, Reading
 from groupreplay_server.store.payload_cache import PayloadCache
 from groupreplay_server.store.records import LeasedBatch, TableReading
@@ -61,6 +63,9 @@ class Metrics:
             STALENESS.labels,
             buckets=_STALENESS_BUCKETS,
             registry=self.registry,
+        )
+        self._certificate = Gauge(
+            PREFIX + CERTIFICATE.name, CERTIFICATE.meaning, CERTIFICATE.labels, registry=self.registry
         )
         self._delivering: set[tuple[str, str]] = set()
         Gauge(PREFIX + BUILD.name, BUILD.meaning, BUILD.labels, registry=self.registry).labels(__version__).set(1)
@@ -99,6 +104,11 @@ class Metrics:
             self._delivering.add((run, table))
         for group in batch.groups:
             self._staleness.labels(run, table, group.source.value).observe(group.staleness)
+
+    def serves(self, door: str, certificates: Certificates) -> None:
+        """Show from now on how long what a door shows is good."""
+        left = self._certificate.labels(door)
+        left.set_function(lambda: (certificates.ends_ms() - now_ms()) / 1000)
 
     async def page(self, reading: Reading) -> bytes:
         """Return the text that Prometheus reads, with what was read of tables and Redis.

@@ -1,4 +1,4 @@
-"""What is noted of every call, at every front door: metrics, the audit log, and a line in the log if it fails."""
+"""What is noted of every call, at every front door: metrics, a span, the audit log, and a log line if it fails."""
 
 import logging
 import time
@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 from starlette.requests import ClientDisconnect
 
+from groupreplay import tracing
 from groupreplay.errors import GroupReplayError
+from groupreplay.request_ids import current_request_id
 from groupreplay_server.access import Access, current_caller
 from groupreplay_server.api.metrics import Metrics, outcome_of
 from groupreplay_server.api.operations import typed_error
@@ -35,7 +37,7 @@ def observed(metrics: Metrics, access: Access, rpc: str, target: dict[str, str],
         method: what metrics and log call it, where several calls of a door do what one RPC does.
     """
     method = method or rpc
-    with metrics.call(method), _audited(access, rpc, target), _logged(method, target):
+    with metrics.call(method), _traced(method, target), _audited(access, rpc, target), _logged(method, target):
         try:
             yield
         except GroupReplayError:
@@ -52,6 +54,20 @@ def refusal_observed(metrics: Metrics, access: Access, rpc: str, target: dict[st
     except (GroupReplayError, TimeoutError, ClientDisconnect):
         with observed(metrics, access, rpc, target):
             raise
+
+
+@contextmanager
+def _traced(method: str, target: dict[str, str]) -> Iterator[None]:
+    with tracing.call_span(method) as span:
+        span.note(request_id=current_request_id())
+        try:
+            yield
+        except BaseException as error:
+            reason = outcome_of(error)
+            span.failed(reason, fault=reason in _OURS)
+            raise
+        finally:
+            span.note(**target)
 
 
 @contextmanager

@@ -6,7 +6,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from groupreplay import convert, convert_diagnosis, convert_history, convert_listing, convert_pieces, convert_tables
+from groupreplay import (
+    convert,
+    convert_diagnosis,
+    convert_history,
+    convert_listing,
+    convert_pieces,
+    convert_tables,
+    tracing,
+)
 from groupreplay.errors import GroupReplayError, InternalError, InvalidRequestError, StoreUnavailableError
 from groupreplay.group_messages import InsertMessage
 from groupreplay.groups import check_name
@@ -76,6 +84,7 @@ class Operations:
     async def insert_groups(self, run: str, table: str, groups: Sequence[AssembledGroup]) -> pb.InsertResponse:
         """Store groups that have all come, however they came."""
         self._metrics.payload("in", sum(len(group.payload or b"") for group in groups))
+        tracing.current().count(groups=len(groups))
         results, durability = await self._service.insert(run, table, groups)
         return pb.InsertResponse(
             results=[convert.insert_result_to_proto(result) for result in results],
@@ -108,6 +117,7 @@ class Operations:
     async def push_pieces(self, run: str, table: str, pieces: Sequence[ArrivedPiece]) -> pb.PushRolloutsResponse:
         """Store pieces that have all come, however they came."""
         self._metrics.payload("in", sum(len(piece.rollouts.payload or b"") for piece in pieces))
+        tracing.current().count(pieces=len(pieces))
         results, durability = await self._service.partial_groups.push(run, table, pieces)
         return pb.PushRolloutsResponse(
             results=[convert_pieces.push_result_to_proto(result) for result in results],
@@ -117,6 +127,7 @@ class Operations:
     async def next_batch(self, request: pb.NextBatchRequest) -> AsyncIterator[bytes]:
         batch = await self._service.batches.next_batch(request.run, request.table, **_lease_request(request))
         self._metrics.delivered(request.run, request.table, batch)
+        tracing.current().count(groups=len(batch.groups))
         messages = serialize_outline(batch) if request.headers_only else self._send(request.run, request.table, batch)
         async for message in messages:
             yield message
@@ -125,6 +136,7 @@ class Operations:
         groups = await self._service.batches.read_lease(
             request.run, request.table, lease_id=request.lease_id, group_ids=_names(request.group_ids)
         )
+        tracing.current().count(groups=len(groups))
         payloads = self._service.batches.payloads(request.run, request.table, groups)
         async for message in serialize_leased_groups(self._counted(payloads)):
             yield message
@@ -132,6 +144,7 @@ class Operations:
     async def sample(self, request: pb.SampleRequest) -> AsyncIterator[bytes]:
         batch = await self._service.batches.sample(request.run, request.table, **_lease_request(request))
         self._metrics.delivered(request.run, request.table, batch)
+        tracing.current().count(groups=len(batch.groups))
         async for message in self._send(request.run, request.table, batch):
             yield message
 

@@ -14,6 +14,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from groupreplay import tracing
 from groupreplay.table_config import Durability
 from groupreplay_server.store.durability import Command
 
@@ -116,7 +117,8 @@ async def call_script(
     argv = script.arguments(values, records)
     started = time.perf_counter()
     try:
-        return await redis.run_script(script, keys, argv, payloads=payloads or {}, durability=durability)
+        with tracing.part(f"script {name}"):
+            return await redis.run_script(script, keys, argv, payloads=payloads or {}, durability=durability)
     finally:
         _note(name, time.perf_counter() - started, values, durability)
 
