@@ -58,6 +58,12 @@ class TcpRedis:
         if number == signal.SIGKILL:
             self._process.wait()
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
     def ask(self, *command: str | int) -> Any:
         """Run one command on it, whatever its role."""
         with redis.Redis.from_url(self.url, protocol=2) as connection:
