@@ -137,8 +137,7 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[RunningServe
         app.add_middleware(RequestIds)
         http_server = HttpServer(app, calls, certificates)
         if certificates is not None:
-            metrics.serves("grpc", certificates)
-            metrics.serves("http", certificates)
+            metrics.serves(certificates)
         grpc_port = grpc_server.bind(settings.grpc_listen, certificates)
         http_port = http_server.bind(settings.http_listen)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())

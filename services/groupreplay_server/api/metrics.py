@@ -105,10 +105,10 @@ class Metrics:
         for group in batch.groups:
             self._staleness.labels(run, table, group.source.value).observe(group.staleness)
 
-    def serves(self, door: str, certificates: Certificates) -> None:
-        """Show from now on how long what a door shows is good."""
-        left = self._certificate.labels(door)
-        left.set_function(lambda: (certificates.ends_ms() - now_ms()) / 1000)
+    def serves(self, certificates: Certificates) -> None:
+        """Show from now on how long what both doors show is good."""
+        for door in ("grpc", "http"):
+            self._certificate.labels(door).set_function(lambda: (certificates.ends_ms() - now_ms()) / 1000)
 
     async def page(self, reading: Reading) -> bytes:
         """Return the text that Prometheus reads, with what was read of tables and Redis.
