@@ -118,7 +118,7 @@ class ExactTable:
             for name, value in fields.items() if group_id in self.groups else ():
                 setattr(self.groups[group_id], name, value)
 
-        record = (group_id, *(str(fields.get(name, "")) for name in ("priority", "kl", "ess")))
+        record = (group_id, *(str(fields.get(name, "")) for name in ("priority", "kl", "ess")), "", "0")
         self._call("update_priorities", {}, [record], check)
 
     def delete(self, group_id: str) -> None:

@@ -135,6 +135,7 @@ class Campaign:
                 await asyncio.to_thread(worker.start)
             await self._kill_all([*victims, where.victim, *self._workers()])
             await self._come_to_rest()
+            await asyncio.to_thread(_forget, servers)
             self._answers_lost = sum(proxy.lost for proxy in proxies)
             return await asyncio.to_thread(self._account, addresses[0], where, started)
 
@@ -298,3 +299,10 @@ class Campaign:
         audit.check_steps(steps, newest=LEARNER.table_config().lineage_steps)
         audit.check_clock(len(steps))
         return steps
+
+
+def _forget(servers: list[ServerProcess]) -> None:
+    """Start services again: what is checked is what Redis has, not what a service still has in memory."""
+    for server in servers:
+        server.kill()
+        server.start()

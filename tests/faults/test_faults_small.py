@@ -106,6 +106,8 @@ def test_the_account_finds_groups_that_are_lost_or_damaged(
         [damaged] = connection.keys(f"gr1:payload:run/train/{groups[0]}/*")
         [other] = connection.keys(f"gr1:payload:run/train/{groups[1]}/*")
         connection.copy(other, damaged, replace=True)
+    server_process.kill()
+    server_process.start()  # which has no payload in memory
     verdict = Verdict()
     Audit(sync_client, verdict, **NAMES).check_groups(_acknowledged(groups[0], groups[1], groups[2], "unheard-of"))
     assert sorted(verdict.lost) == sorted([groups[0], "unheard-of"])

@@ -74,14 +74,14 @@ async def test_a_file_that_a_browser_has_is_not_sent_again(http: httpx.AsyncClie
 
 
 async def test_requests_for_the_page_are_counted_as_one_method(http: httpx.AsyncClient) -> None:
-    """A file more is no series more, and what is not there makes none."""
+    """A file more is no series more, and all that is not there makes one."""
     for path in ("/", "/ui", "/ui/", "/ui/main.js", "/ui/nothing.js", "/nothing"):
         await http.get(path)
     page = (await http.get("/metrics")).text
     counts = re.findall(
         r'^groupreplay_call_seconds_count\{method="([^"]+)",reason="([^"]+)"\} (.+)$', page, re.MULTILINE
     )
-    assert counts == [("Page", "OK", "4.0")]
+    assert counts == [("Page", "OK", "4.0"), ("unknown", "INVALID_REQUEST", "2.0")]
 
 
 @pytest.mark.parametrize(
