@@ -128,7 +128,7 @@ def check_redis(connection: redis.Redis, tables: Sequence[TableKeys], verdict: V
         found = read_table(connection, keys)
         prefix = f"{PREFIX}:payload:{keys.topic}/"
         named = {f"{prefix}{group_id}/{fact.payload_ref}" for group_id, fact in found.facts.items()}
-        named |= {prefix + member for member in found.ids("garbage")}
+        named |= {prefix + member for member in found.ids("garbage") | found.ratios.payloads.keys()}
         orphans = {key.decode() for key in connection.scan_iter(match=prefix + "*", count=1000)} - named
         for orphan in orphans:
             connection.delete(orphan)
