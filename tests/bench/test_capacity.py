@@ -71,8 +71,8 @@ def cluster(tmp_path: Path) -> Iterator[list[TcpRedis]]:
 
 @pytest.mark.minutes
 @pytest.mark.timeout(900)
-async def test_it_foretells_four_servers_on_a_cluster(cluster: list[TcpRedis], tmp_path: Path) -> None:
-    """CPU seconds of 64 producers and a trainer, of four servers by what one took."""
+async def test_four_servers_on_a_cluster_take_about_what_one_takes(cluster: list[TcpRedis], tmp_path: Path) -> None:
+    """CPU seconds of 64 producers and a trainer; prints the factors of a cluster, which the model has."""
     costs = Constants.read()
     one_server_s, one_redis_s, _ = await cpu_of_load(cluster, tmp_path / "one", servers=1)
     for node in cluster:
