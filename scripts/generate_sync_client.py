@@ -30,6 +30,8 @@ REPLACEMENTS = [
     (r"AsyncIterable", "Iterable"),
     (r"AsyncIterator", "Iterator"),
     (r"AsyncClient", "Client"),
+    (r"BackgroundTask", "BackgroundThread"),
+    (r"\banext\(", "next("),
 ]
 
 

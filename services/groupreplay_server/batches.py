@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from groupreplay.errors import BatchNotReadyError, GroupReplayError, InvalidRequestError
 from groupreplay.groups import check_name, now_ms
-from groupreplay.parts import MESSAGE_BYTES
 from groupreplay.table_config import Durability
 from groupreplay.types import Admission, GroupFeedback
 from groupreplay.v1.group_pb2 import GroupHeader
@@ -17,14 +16,14 @@ from groupreplay_server.feedback import checked_feedback
 from groupreplay_server.janitor import Janitor
 from groupreplay_server.limits import MAX_BATCH_SIZE, MAX_GROUP_IDS, MAX_WAIT_S, check_names, check_range
 from groupreplay_server.store.keeping_store import KeptGroup
-from groupreplay_server.store.records import BatchNotReady, LeasedBatch, LeasedGroup, ReadGroup
+from groupreplay_server.store.records import BatchNotReady, LeasedBatch, LeasedGroup, Payload, ReadGroup
 from groupreplay_server.store.redis_store import RedisStore
 from groupreplay_server.wakeups import WakeUps
 
 DEFAULT_LEASE_S = 600.0
 DEFAULT_ADMISSION_S = 120.0
 _PAGE_GROUPS = 64
-_PAGE_BYTES = 2 * MESSAGE_BYTES
+_PAGE_BYTES = 4 * 2**20
 GroupT = TypeVar("GroupT", LeasedGroup, ReadGroup, KeptGroup)
 
 
@@ -155,15 +154,15 @@ class Batches:
             "and max_kl of the table"
         )
 
-    async def payloads(self, run: str, table: str, groups: Sequence[GroupT]) -> AsyncIterator[tuple[GroupT, bytes]]:
+    async def payloads(self, run: str, table: str, groups: Sequence[GroupT]) -> AsyncIterator[tuple[GroupT, Payload]]:
         """Yield groups with their payloads, reading a page of some megabytes ahead; empty where none is kept."""
         async with aclosing(_read_ahead(groups, lambda page: self._store.read_payloads(run, table, page))) as pages:
             async for each in pages:
                 yield each
 
     async def with_log_ratios(
-        self, run: str, table: str, groups: AsyncIterator[tuple[ReadGroup, bytes]]
-    ) -> AsyncIterator[tuple[ReadGroup, bytes]]:
+        self, run: str, table: str, groups: AsyncIterator[tuple[ReadGroup, Payload]]
+    ) -> AsyncIterator[tuple[ReadGroup, Payload]]:
         """Yield groups that were read with the log ratios that were fed back, where there are some."""
         async for group, payload in groups:
             yield await self._store.with_log_ratios(run, table, group), payload
@@ -249,8 +248,8 @@ class Batches:
 
 
 async def _read_ahead(
-    groups: Sequence[GroupT], read: Callable[[Sequence[GroupT]], Coroutine[Any, Any, list[bytes]]]
-) -> AsyncGenerator[tuple[GroupT, bytes]]:
+    groups: Sequence[GroupT], read: Callable[[Sequence[GroupT]], Coroutine[Any, Any, list[Payload]]]
+) -> AsyncGenerator[tuple[GroupT, Payload]]:
     """Yield groups with their payloads; while those of a page are used, those of the next are being read."""
     pages = _pages(groups)
     page = next(pages, None)

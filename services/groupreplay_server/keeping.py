@@ -17,6 +17,7 @@ from groupreplay_server.batches import Batches
 from groupreplay_server.janitor import Janitor
 from groupreplay_server.limits import check_names
 from groupreplay_server.store.keeping_store import KeptGroup, KeptTable, RestoreAttempt
+from groupreplay_server.store.records import Payload
 from groupreplay_server.store.redis_store import RedisStore
 
 _log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ wrote is undone."""
 _PAGE_GROUPS = 256
 _Result = TypeVar("_Result")
 
-Groups = AsyncIterator[tuple[KeptGroup, bytes]]
+Groups = AsyncIterator[tuple[KeptGroup, Payload]]
 """Groups with their payloads, empty where none is kept."""
 
 
@@ -155,8 +156,8 @@ async def _aged(groups: Groups, by_ms: int) -> Groups:
         yield replace(group, inserted_ms=group.inserted_ms + by_ms), payload
 
 
-async def _pages(groups: Groups) -> AsyncIterator[list[tuple[KeptGroup, bytes]]]:
-    page: list[tuple[KeptGroup, bytes]] = []
+async def _pages(groups: Groups) -> AsyncIterator[list[tuple[KeptGroup, Payload]]]:
+    page: list[tuple[KeptGroup, Payload]] = []
     size = 0
     async for group, payload in groups:
         page.append((group, payload))

@@ -13,7 +13,7 @@ from unchanged import unchanged
 
 from groupreplay import GroupReplayError, GroupState
 from groupreplay.convert import group_to_wire
-from groupreplay.parts import split_group
+from groupreplay.parts import MESSAGE_BYTES, split_group
 from groupreplay.retry import error_from_rpc
 from groupreplay.v1 import error_pb2, group_pb2, table_pb2
 from groupreplay.v1 import replay_service_pb2 as pb
@@ -228,7 +228,7 @@ async def test_a_message_above_the_limit_is_refused(
 
 def broken_streams() -> dict[str, tuple[Callable[[], list[group_pb2.GroupPart]], str]]:
     """Return streams of parts that do not fit together, by what is wrong."""
-    whole, payload = group_to_wire(make_group("bad", columns={"x": np.zeros(3_000_000, np.uint8)}))
+    whole, payload = group_to_wire(make_group("bad", columns={"x": np.zeros(MESSAGE_BYTES + 1_000_000, np.uint8)}))
 
     def parts() -> list[group_pb2.GroupPart]:
         return list(split_group(whole, payload))

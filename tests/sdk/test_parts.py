@@ -73,7 +73,7 @@ def test_a_payload_above_the_limit_is_thrown_away_as_it_comes() -> None:
     [refused, taken] = assemble(assembler, parts)
     assert refused.payload is None
     assert isinstance(refused.error, GroupTooLargeError)
-    assert "group large: its payload is 6291456 bytes, the table takes at most 100" in str(refused.error)
+    assert f"group large: its payload is {3 * MESSAGE_BYTES} bytes, the table takes at most 100" in str(refused.error)
     assert (taken.payload, taken.error) == (bytes(100), None)
 
 

@@ -8,12 +8,13 @@ from store_user import StoreUser
 from groupreplay import FuturePolicyVersionError, GroupFeedback, LeaseExpiredError, Policy, UnknownRunError
 from groupreplay.table_config import Sampler, TableConfig
 from groupreplay_server.store.keeping_store import KeptGroup, KeptTable, RestoreAttempt
+from groupreplay_server.store.records import Payload
 
 HOLD_MS = 60_000
 ATTEMPT = RestoreAttempt("other", "copy", "attempt", HOLD_MS)
 
 
-async def kept_table(store: StoreUser) -> tuple[KeptTable, list[tuple[KeptGroup, bytes]]]:
+async def kept_table(store: StoreUser) -> tuple[KeptTable, list[tuple[KeptGroup, Payload]]]:
     """Return a snapshot of a table with fresh, leased and replay groups, its hold released."""
     await store.insert_ids("a", "b", "c", "d")
     await store.take(2)

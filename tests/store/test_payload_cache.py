@@ -9,7 +9,7 @@ from store_user import StoreUser, incoming
 from groupreplay import Fill, Sampler, TableConfig
 from groupreplay_server.store.connection import open_redis
 from groupreplay_server.store.payload_cache import PayloadCache
-from groupreplay_server.store.records import LeasedBatch
+from groupreplay_server.store.records import LeasedBatch, Payload
 from groupreplay_server.store.redis_store import RedisStore
 
 SAMPLED = TableConfig(fill=Fill.SAMPLE, sampler=Sampler.FIFO)
@@ -24,7 +24,7 @@ async def cached(clean_redis: redis.Redis, redis_url: str) -> AsyncIterator[tupl
         yield StoreUser(RedisStore(connection, cache=cache), connection, clean_redis), cache
 
 
-async def draw(store: RedisStore, lease_id: str) -> list[bytes]:
+async def draw(store: RedisStore, lease_id: str) -> list[Payload]:
     """Return the payloads of a draw of two."""
     batch = await store.draw_sample(*NAMES, lease_id=lease_id, batch_size=2, lease_ms=60_000, holder="")
     assert isinstance(batch, LeasedBatch)
@@ -34,22 +34,41 @@ async def draw(store: RedisStore, lease_id: str) -> list[bytes]:
 def test_the_payloads_used_last_stay_within_the_limit() -> None:
     """What was not asked for longest goes first; one that is larger than all of it is not kept."""
     cache = PayloadCache(10)
-    cache.put("a", b"1234")
-    cache.put("b", b"1234")
+    cache.put({"a": b"1234"})
+    cache.put({"b": b"1234"})
     assert cache.get("a") == b"1234"
-    cache.put("c", memoryview(b"0123456")[:4])
-    cache.put("d", b"x" * 11)
+    cache.put({"c": memoryview(b"0123456789")[:4]})
+    cache.put({"d": b"x" * 11})
     assert [cache.get(name) for name in "abcd"] == [b"1234", None, b"0123", None]
     assert (cache.size_bytes, cache.hits, cache.misses) == (8, 3, 2)
     cache.drop(["a", "never there"])
     assert cache.size_bytes == 4
 
 
-def test_a_view_is_not_kept_with_its_message() -> None:
+def test_a_small_view_is_not_kept_with_its_message() -> None:
     """A message of megabytes must not stay in memory for one small group of it."""
     cache = PayloadCache(100)
-    cache.put("a", memoryview(bytes(2**20))[:10])
+    cache.put({"a": memoryview(bytes(2**20))[:10]})
     assert isinstance(cache.get("a"), bytes)
+    assert cache.size_bytes == 10
+
+
+def test_a_message_counts_whole_until_its_last_payload_left() -> None:
+    """Most of it is payloads, so it is kept without a copy: no more memory is taken than the limit says."""
+    cache = PayloadCache(100)
+    message = memoryview(bytes(range(40)))
+    cache.put({"a": message[:12], "b": message[20:32]})
+    assert isinstance(cache.get("a"), memoryview)
+    assert (cache.get("b"), cache.size_bytes) == (bytes(range(20, 32)), 40)
+    cache.drop(["a"])
+    assert (cache.get("a"), cache.size_bytes) == (None, 40)
+    cache.put({"c": b"x" * 40})
+    cache.put({"b": b"of a repeated call"})
+    cache.put({"d": b"x" * 30})
+    assert [cache.get(name) is None for name in "bcd"] == [True, False, False]
+    assert cache.size_bytes == 70
+    cache.drop("bcd")
+    assert cache.size_bytes == 0
 
 
 async def test_what_was_inserted_here_is_drawn_without_reading_redis(

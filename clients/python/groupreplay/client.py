@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from groupreplay import convert, convert_diagnosis, convert_history, convert_listing, convert_pieces, convert_tables
+from groupreplay.background import BackgroundThread
 from groupreplay.connection import Login, open_channel
 from groupreplay.errors import GroupReplayError, InternalError, QuotaExceededError
 from groupreplay.group_messages import Window, insert_request, insert_stream_requests
@@ -49,8 +50,10 @@ DEFAULT_TIMEOUT_S = 30.0
 TRANSFER_TIMEOUT_S = 3600.0
 """For a whole table."""
 WINDOW_BYTES = 16 * 2**20
-"""Payload bytes that insert_many sends before it waits for their results."""
+"""Payload bytes that insert_many sends before it waits for their results; as many more are encoded meanwhile."""
 WINDOW_GROUPS = 256
+_TURN_BYTES = 2**20
+"""Encoded at a time, before what is under way has its turn."""
 MAX_PIECES = 1024
 """Pieces of partial groups in one message."""
 
@@ -129,21 +132,29 @@ class Client:
     ) -> Iterator[InsertResult]:
         """Store groups as fresh, in order; yield a result for each. A refused group does not hold up the others.
 
-        Groups travel in windows of some megabytes; timeout_s holds for each window.
+        Groups travel in windows of some megabytes; timeout_s holds for each window. While one is stored, the groups of
+        the next are asked for: what `groups` raises comes out when the results of the window before have.
         """
-        window: list[tuple[group_pb2.GroupHeader, bytes]] = []
-        size = 0
-        for group in groups:
-            header, payload = convert.group_to_wire(group)
-            window.append((header, payload))
-            size += len(payload)
-            if size >= WINDOW_BYTES or len(window) >= WINDOW_GROUPS:
-                for result in self._insert_window(window, run, table, timeout_s):
-                    yield result
-                window, size = [], 0
-        if window:
-            for result in self._insert_window(window, run, table, timeout_s):
-                yield result
+        windows = _windows(groups)
+        under_way: BackgroundThread[list[InsertResult]] | None = None
+        try:
+            while True:
+                window, failure = None, None
+                try:
+                    window = next(windows, None)
+                except Exception as error:  # noqa: BLE001 - raised below
+                    failure = error
+                if under_way is not None:
+                    for result in under_way.result():
+                        yield result
+                if failure is not None:
+                    raise failure
+                if window is None:
+                    return
+                under_way = BackgroundThread(self._insert_window, window, run, table, timeout_s)
+        finally:
+            if under_way is not None:
+                under_way.end()
 
     def get_groups(
         self, group_ids: Sequence[str], *, run: str, table: str, log_ratios: bool = False
@@ -877,6 +888,25 @@ class Client:
         if header is None or header.groups != len(groups):
             raise InternalError(f"{self._address} sent {len(groups)} groups of a batch, and not its whole header")
         return header
+
+
+def _windows(groups: Iterable[RolloutGroup]) -> Iterator[Window]:
+    """Yield groups as they go on the wire, as many at a time as are sent together."""
+    window: list[tuple[group_pb2.GroupHeader, bytes]] = []
+    size = turn = 0
+    for group in groups:
+        header, payload = convert.group_to_wire(group)
+        window.append((header, payload))
+        size += len(payload)
+        turn += len(payload)
+        if turn >= _TURN_BYTES:
+            turn = 0
+            time.sleep(0)
+        if size >= WINDOW_BYTES or len(window) >= WINDOW_GROUPS:
+            yield window
+            window, size = [], 0
+    if window:
+        yield window
 
 
 def _delivered(group: AssembledGroup) -> DeliveredGroup:

@@ -23,7 +23,7 @@ _INSERTED = b"\x1a"  # InsertRequest.groups = 3, InsertStreamRequest.parts = 3
 _GROUP_PAYLOAD = b"\x12"  # RolloutGroup.payload = 2, beside .header = 1
 _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
 _LONGEST_VARINT, _LONGEST_TAG = 10, 5
-_LARGE_FIELDS_BYTES = 2**20
+_LARGE_FIELDS_BYTES = 2**18
 _DEEPEST_GROUP = 100  # the generated classes stop there too
 MAX_REQUEST_FIELDS = 65_536
 """Of an InsertRequest or InsertStreamRequest, with those of its groups and parts. Python takes microseconds for each,

@@ -38,7 +38,7 @@ from groupreplay_server.history import MAX_STEPS
 from groupreplay_server.listing import DEFAULT_LISTED
 from groupreplay_server.pieces import ArrivedPiece, PieceAssembler
 from groupreplay_server.service import ReplayService
-from groupreplay_server.store.records import LeasedBatch
+from groupreplay_server.store.records import LeasedBatch, Payload
 
 _log = logging.getLogger(__name__)
 _Group = TypeVar("_Group")
@@ -153,7 +153,7 @@ class Operations:
         async for message in serialize_batch(batch, self._counted(payloads)):
             yield message
 
-    async def _counted(self, groups: AsyncIterator[tuple[_Group, bytes]]) -> AsyncIterator[tuple[_Group, bytes]]:
+    async def _counted(self, groups: AsyncIterator[tuple[_Group, Payload]]) -> AsyncIterator[tuple[_Group, Payload]]:
         """Pass groups on that leave the service."""
         async for group, payload in groups:
             self._metrics.payload("out", len(payload))

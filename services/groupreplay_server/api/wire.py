@@ -17,10 +17,12 @@ from groupreplay.group_messages import (
     delimited,
 )
 from groupreplay.v1 import group_pb2, replay_service_pb2
-from groupreplay_server.store.records import LeasedBatch, LeasedGroup, ReadGroup
+from groupreplay_server.store.records import LeasedBatch, LeasedGroup, Payload, ReadGroup
 
 
-async def serialize_batch(batch: LeasedBatch, groups: AsyncIterator[tuple[LeasedGroup, bytes]]) -> AsyncIterator[bytes]:
+async def serialize_batch(
+    batch: LeasedBatch, groups: AsyncIterator[tuple[LeasedGroup, Payload]]
+) -> AsyncIterator[bytes]:
     """Yield the messages of a batch: its header first, then parts; a group's header may take one past MESSAGE_BYTES."""
     async for message in pack_groups(
         _first_message(batch), BATCH_PARTS, ((_first_fields(group), payload) async for group, payload in groups)
@@ -35,21 +37,21 @@ async def serialize_outline(batch: LeasedBatch) -> AsyncIterator[bytes]:
         yield message
 
 
-async def serialize_leased_groups(groups: AsyncIterator[tuple[LeasedGroup, bytes]]) -> AsyncIterator[bytes]:
+async def serialize_leased_groups(groups: AsyncIterator[tuple[LeasedGroup, Payload]]) -> AsyncIterator[bytes]:
     """Yield the ReadLeaseResponse messages of groups of a lease."""
     parts = ((_first_fields(group), payload) async for group, payload in groups)
     async for message in pack_groups(b"", READ_PARTS, parts):
         yield message
 
 
-async def serialize_read_groups(groups: AsyncIterator[tuple[ReadGroup, bytes]]) -> AsyncIterator[bytes]:
+async def serialize_read_groups(groups: AsyncIterator[tuple[ReadGroup, Payload]]) -> AsyncIterator[bytes]:
     """Yield the GetGroupsResponse messages of groups; a payload that is not kept is left out."""
     parts = ((_read_fields(group), payload) async for group, payload in groups)
     async for message in pack_groups(b"", READ_PARTS, parts):
         yield message
 
 
-async def pack_groups(first: bytes, tag: bytes, groups: AsyncIterator[tuple[bytes, bytes]]) -> AsyncIterator[bytes]:
+async def pack_groups(first: bytes, tag: bytes, groups: AsyncIterator[tuple[bytes, Payload]]) -> AsyncIterator[bytes]:
     """Yield messages of parts: each group's fields with the first piece of its payload, then the other pieces."""
     packer = MessagePacker(first, tag)
     async for fields, payload in groups:
@@ -89,7 +91,7 @@ def _first_message(batch: LeasedBatch) -> bytes:
     return replay_service_pb2.NextBatchResponse(batch=batch_header(batch)).SerializeToString()
 
 
-async def _without_payloads(groups: Sequence[LeasedGroup]) -> AsyncIterator[tuple[bytes, bytes]]:
+async def _without_payloads(groups: Sequence[LeasedGroup]) -> AsyncIterator[tuple[bytes, Payload]]:
     for group in groups:
         yield _first_fields(group) + HEADER_ONLY, b""
 

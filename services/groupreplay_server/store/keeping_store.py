@@ -10,6 +10,7 @@ from groupreplay_server.store.backend import Backend
 from groupreplay_server.store.connection import text, translated_errors
 from groupreplay_server.store.fields import config_to_fields, pairs, policy_from_fields, table_from_reply
 from groupreplay_server.store.keys import RESTORES, RUNS, RunKeys, TableKeys
+from groupreplay_server.store.records import Payload
 from groupreplay_server.store.scripts import Value, call_script
 
 
@@ -145,7 +146,7 @@ class KeepingStore:
                 await call_script(self._redis, "begin_restore", attempt.keys.all(), values, list(config.items()))
             )
 
-    async def restore_groups(self, attempt: RestoreAttempt, groups: Sequence[tuple[KeptGroup, bytes]]) -> int:
+    async def restore_groups(self, attempt: RestoreAttempt, groups: Sequence[tuple[KeptGroup, Payload]]) -> int:
         """Write groups with their payloads; return how many the table has so far."""
         shared = self._shared(attempt.keys)
         values = {**shared, "attempt": attempt.attempt, "until_ms": shared["now_ms"] + attempt.hold_ms}

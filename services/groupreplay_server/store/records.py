@@ -6,6 +6,9 @@ from groupreplay.errors import GroupReplayError
 from groupreplay.merge import PieceTerms
 from groupreplay.types import GroupSource, Lease, Producer, Table
 
+Payload = bytes | memoryview
+"""A view is of the message that it came in."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IncomingGroup:
@@ -22,7 +25,7 @@ class IncomingGroup:
     """What the table's PrioritySource says, until a caller sets another."""
     reward_mean: float
     header: bytes
-    payload: bytes | memoryview | None
+    payload: Payload | None
     """None = not stored: the table will never deliver it."""
 
 

@@ -45,6 +45,7 @@ from groupreplay_server.store.records import (
     LeasedBatch,
     LeasedGroup,
     LoggedStep,
+    Payload,
     ReadGroup,
     TableVitals,
 )
@@ -184,14 +185,14 @@ class RedisStore:
                 await self._unlink(key for key, ref in zip(payload_keys, refs, strict=True) if ref)
             raise
         results = [_insert_result(group, reply.decode()) for group, reply in zip(groups, replies, strict=True)]
-        refused = False
-        for key, group, result in zip(payload_keys, groups, results, strict=True):
-            if group.payload is not None:
-                if result.outcome is InsertOutcome.INSERTED:
-                    self._cache.put(key, group.payload)
-                else:
-                    refused = True
-        if refused:
+        sent = {
+            key: (group.payload, result.outcome)
+            for key, group, result in zip(payload_keys, groups, results, strict=True)
+            if group.payload is not None
+        }
+        inserted = {key: payload for key, (payload, outcome) in sent.items() if outcome is InsertOutcome.INSERTED}
+        self._cache.put(inserted)
+        if len(inserted) < len(sent):
             await self.collect_garbage(run, table)
         return results
 
@@ -231,7 +232,7 @@ class RedisStore:
 
     async def read_payloads(
         self, run: str, table: str, groups: Sequence[LeasedGroup | ReadGroup | KeptGroup]
-    ) -> list[bytes]:
+    ) -> list[Payload]:
         """Return the payloads of groups, empty where none is kept.
 
         Raises:
@@ -244,15 +245,14 @@ class RedisStore:
             with translated_errors():
                 found |= zip(absent, await self._redis.read_payloads([kept[it] for it in absent]), strict=True)
             if not isinstance(groups[0], KeptGroup):  # a snapshot reads all there is, once
-                for group_id in absent:
-                    self._cache.put(kept[group_id], found[group_id] or b"")
+                self._cache.put({kept[it]: payload for it in absent if (payload := found[it]) is not None})
         lost = [group_id for group_id, payload in found.items() if payload is None]
         if lost:
             raise PayloadLostError(
                 f"table {keys.topic}: the payload of {len(lost)} groups is gone from Redis, the first is {lost[0]}; "
                 "Redis must run with maxmemory-policy noeviction, and nobody else may delete its keys"
             )
-        return [cast(bytes, found.get(group.group_id, b"")) for group in groups]
+        return [cast(Payload, found.get(group.group_id, b"")) for group in groups]
 
     async def with_log_ratios(self, run: str, table: str, group: ReadGroup) -> ReadGroup:
         """Return a group with the log ratios that were fed back."""

@@ -19,7 +19,7 @@ from groupreplay_server.api.metrics import Metrics
 from groupreplay_server.limits import MAX_BATCH_SIZE, check_range
 from groupreplay_server.store.atropos_store import Registration as Trainer
 from groupreplay_server.store.atropos_store import Turn
-from groupreplay_server.store.records import LeasedBatch, LeasedGroup
+from groupreplay_server.store.records import LeasedBatch, LeasedGroup, Payload
 
 _NOT_REGISTERED = {"status": "error", "message": "Trainer not registered. Call /register first.", "batch": []}
 _NO_EXAMPLE: dict[str, list[Any]] = {
@@ -130,11 +130,11 @@ class TrainerRoutes:
         yield b"]}"
 
 
-def _item(header: bytes, payload: bytes) -> dict[str, Any]:
+def _item(header: bytes, payload: Payload) -> dict[str, Any]:
     return item_from_group(group_from_wire(group_pb2.GroupHeader.FromString(header), payload))
 
 
-def _serialize_item(group: LeasedGroup, payload: bytes) -> bytes:
+def _serialize_item(group: LeasedGroup, payload: Payload) -> bytes:
     header = group_pb2.GroupHeader.FromString(group.header)
     ours: Mapping[str, Any] = {
         "group_id": group.group_id,
