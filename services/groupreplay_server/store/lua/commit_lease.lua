@@ -75,6 +75,21 @@ local function leave_or_join(id, fact)
   end
 end
 
+local refilled = {}
+for _, entry in ipairs(lease.entries) do
+  if entry[2] == 1 then
+    refilled[#refilled + 1] = entry[1]
+  end
+end
+local function facts_of_lease()
+  local found = read_facts_by_id(lease.consumed)
+  each_group(refilled, function(id, fact)
+    found[id] = fact
+  end)
+  return found
+end
+local known = facts_of_lease()
+
 -- One line of the table's history: what the step was given, and what it said of it.
 local function summarise()
   local totals, counts = {}, {}
@@ -86,20 +101,17 @@ local function summarise()
   local function mean(name)
     return counts[name] and totals[name] / counts[name] or false
   end
-  local refilled, oldest = {}, 0
+  local oldest = 0
   for _, entry in ipairs(lease.entries) do
     oldest = math.max(oldest, entry[3])
     add('staleness', entry[3])
-    if entry[2] == 1 then
-      refilled[#refilled + 1] = entry[1]
-    end
   end
-  each_group(lease.consumed, function(_, fact)
-    add('reward', fact and fact.reward_mean)
-  end)
-  each_group(refilled, function(_, fact) -- some may have left, where the lease had expired
-    add('replay_reward', fact and fact.reward_mean)
-  end)
+  for _, id in ipairs(lease.consumed) do
+    add('reward', known[id] and known[id].reward_mean)
+  end
+  for _, id in ipairs(refilled) do -- some may have left, where the lease had expired
+    add('replay_reward', known[id] and known[id].reward_mean)
+  end
   for i = 6, #ARGV, 6 do
     add('kl', tonumber(ARGV[i + 2]))
     add('ess', tonumber(ARGV[i + 3]))
@@ -113,28 +125,31 @@ end
 
 summarise()
 log_step(step, lease_id, lease)
-for _, entry in ipairs(lease.entries) do
-  local id, is_replay = entry[1], entry[2] == 1
-  local fact = read_fact(id)
-  if fact and not is_live then
-    redis.call('HINCRBY', uses, id, 1)
-  end
-  if fact and is_replay then
-    if is_used_up(id) and redis.call('ZSCORE', recency, id) then
-      discard(id, fact, 'exhausted')
-    else
-      place_anew(id, fact)
-    end
-    if is_live then
-      unpin(id, fact)
+if not is_live then -- its uses were given back, and groups may have left: just now, where a logged step kept their data
+  known = facts_of_lease()
+  for _, entry in ipairs(lease.entries) do
+    if known[entry[1]] then
+      redis.call('HINCRBY', uses, entry[1], 1)
     end
   end
 end
+for _, id in ipairs(refilled) do
+  local fact = known[id]
+  if fact and is_used_up(id) and redis.call('ZSCORE', recency, id) then
+    discard(id, fact, 'exhausted')
+  elseif fact and not is_live then
+    place_anew(id, fact)
+  end
+end
+if is_live then
+  unpin(refilled, known)
+  each_page(lease.consumed, function(page)
+    redis.call('HDEL', leased, unpack(page))
+  end)
+end
 for _, id in ipairs(lease.consumed) do
-  local fact = read_fact(id)
-  if is_live then
-    redis.call('HDEL', leased, id)
-  else
+  local fact = known[id]
+  if not is_live then
     redis.call('ZREM', fresh, id)
     redis.call('ZREM', born, id)
     if fact.effective then

@@ -17,17 +17,19 @@ end
 
 -- Put the groups of a live lease back to where they were. Returns how many fresh ones.
 local function give_back(lease_id, lease, how)
-  local delivered = {}
+  local delivered, replayed = {}, {}
   for _, entry in ipairs(lease.entries) do
-    local id = entry[1]
-    delivered[id] = true
+    delivered[entry[1]] = true
     if entry[2] == 1 then
-      local fact = read_fact(id)
-      redis.call('HINCRBY', uses, id, -1)
-      place_anew(id, fact)
-      unpin(id, fact)
+      replayed[#replayed + 1] = entry[1]
     end
   end
+  local known = read_facts_by_id(replayed)
+  for _, id in ipairs(replayed) do
+    redis.call('HINCRBY', uses, id, -1)
+    place_anew(id, known[id])
+  end
+  unpin(replayed, known)
   for _, id in ipairs(lease.consumed) do
     if delivered[id] then
       redis.call('HINCRBY', uses, id, -1)
@@ -70,9 +72,11 @@ end
 local function unpin_step(step)
   local record = cmsgpack.unpack(redis.call('HGET', lineage, step))
   if record.pinned then
-    for _, entry in ipairs(record.entries) do
-      unpin(entry[1], read_fact(entry[1]))
+    local ids = {}
+    for i, entry in ipairs(record.entries) do
+      ids[i] = entry[1]
     end
+    unpin(ids, read_facts_by_id(ids))
     record.pinned = false
   end
   return record
@@ -245,26 +249,71 @@ local function samples_due(more)
   return joined * limits.samples_per_insert - tonumber(redis.call('HGET', state, 'sampled') or 0)
 end
 
--- A group is delivered: count its use. Returns its entry in the lease, which is also what the caller is told of it.
-local function deliver(id, fact, is_replay, probability, importance_weight)
-  local returned = tonumber(redis.call('HGET', returns, id) or 0)
-  local times_sampled = redis.call('HINCRBY', uses, id, 1)
-  count(is_replay == 1 and 'delivered_replay' or 'delivered_fresh', 1)
-  count('redelivered', returned > 0 and is_replay == 0 and 1 or 0)
-  if is_replay == 1 then
-    redis.call('HINCRBY', pins, id, 1)
-    if orders.clock then
-      arm(id, fact)
+-- One more than each of these values of fields of a hash, and what HSET takes to write that.
+local function one_more(ids, values)
+  local sum_of, changed = {}, {}
+  for i, value in ipairs(values) do
+    sum_of[i] = tonumber(value or 0) + 1
+    changed[2 * i - 1], changed[2 * i] = ids[i], sum_of[i]
+  end
+  return sum_of, changed
+end
+
+-- A page of groups is delivered: count their uses. Adds their entries to the lease's, which are also what the caller is
+-- told of them. Returns how many had come back before.
+local function deliver_page(entries, page, is_replay)
+  local ids, returned = {}, 0
+  for i, item in ipairs(page) do
+    ids[i] = item.id
+  end
+  local times_returned = redis.call('HMGET', returns, unpack(ids))
+  local times_sampled, changed = one_more(ids, redis.call('HMGET', uses, unpack(ids)))
+  redis.call('HSET', uses, unpack(changed))
+  for i, item in ipairs(page) do
+    local times = tonumber(times_returned[i] or 0)
+    returned = returned + (times > 0 and 1 or 0)
+    entries[#entries + 1] = {
+      item.id, is_replay, staleness(item.fact), times_sampled[i], times, item.probability, item.importance_weight,
+    }
+  end
+  return returned, ids
+end
+
+local function deliver_fresh(entries, chosen)
+  each_page(chosen, function(page)
+    count('redelivered', (deliver_page(entries, page, 0)))
+  end)
+  count('delivered_fresh', #chosen)
+end
+
+-- Give each of these groups, which were drawn, its next sampling time.
+local function arm_drawn(page)
+  local times = {}
+  for i, item in ipairs(page) do
+    if limits.use_decay < 1 then
+      arm(item.id, item.fact) -- its weight is another after each use
+    else
+      times[2 * i - 1], times[2 * i] = next_time(item.fact, item.weight), item.id
     end
   end
-  return { id, is_replay, staleness(fact), times_sampled, returned, probability, importance_weight }
+  if #times > 0 then
+    redis.call('ZADD', clock, unpack(times))
+  end
 end
 
 local function deliver_drawn(entries, drawn, groups)
-  local found = importance_weights(drawn, groups)
-  for i, item in ipairs(drawn) do
-    entries[#entries + 1] = deliver(item.id, item.fact, 1, item.probability, found[i])
+  for i, weight in ipairs(importance_weights(drawn, groups)) do
+    drawn[i].importance_weight = weight
   end
+  each_page(drawn, function(page)
+    local _, ids = deliver_page(entries, page, 1)
+    local _, pinned = one_more(ids, redis.call('HMGET', pins, unpack(ids)))
+    redis.call('HSET', pins, unpack(pinned))
+    if orders.clock then
+      arm_drawn(page)
+    end
+  end)
+  count('delivered_replay', #drawn)
 end
 
 local function start_lease(lease_id, lease)

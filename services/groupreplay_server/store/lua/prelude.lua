@@ -125,14 +125,31 @@ local function read_fact(id)
   return read_facts({ id })[1]
 end
 
--- Call visit(id, fact) for each of these groups.
-local function each_group(ids, visit)
-  for first = 1, #ids, PAGE do
-    local page = { unpack(ids, first, math.min(first + PAGE - 1, #ids)) }
-    for i, fact in ipairs(read_facts(page)) do
-      visit(page[i], fact)
-    end
+-- Call visit(page) for pages of a list: a command takes some thousand arguments at most.
+local function each_page(list, visit)
+  for first = 1, #list, PAGE do
+    visit({ unpack(list, first, math.min(first + PAGE - 1, #list)) })
   end
+end
+
+-- Call visit(id, fact) for each of these groups that is there.
+local function each_group(ids, visit)
+  each_page(ids, function(page)
+    local found = read_facts(page)
+    for i, id in ipairs(page) do
+      if found[i] then
+        visit(id, found[i])
+      end
+    end
+  end)
+end
+
+local function read_facts_by_id(ids)
+  local found = {}
+  each_group(ids, function(id, fact)
+    found[id] = fact
+  end)
+  return found
 end
 
 local function staleness(fact)

@@ -8,6 +8,7 @@
 local MOST_ARRIVALS = 4294967296 -- since time 0, on average, beyond which doubles lose too much of now + E/w
 local MOST_WEIGHT = 1e100
 local LEAST_PROBABILITY = 1e-300
+local MORE_THAN_NEEDED = 8 -- groups read beyond those that a draw lacks
 
 local orders = {
   arrival = limits.sampler == 'fifo' or limits.sampler == 'lifo' or limits.remover == 'fifo'
@@ -104,9 +105,14 @@ local function total_rate()
   return total, newest
 end
 
-local function set_time(id, fact, weight)
+-- A sampling time after now for a group of this weight.
+local function next_time(fact, weight)
   local rate = weight * relative_recency(fact.version_min)
-  redis.call('ZADD', clock, rate > 0 and read_pulse().now + exponential() / rate or 'inf', id)
+  return rate > 0 and read_pulse().now + exponential() / rate or 'inf'
+end
+
+local function set_time(id, fact, weight)
+  redis.call('ZADD', clock, next_time(fact, weight), id)
 end
 
 -- Give a group its next sampling time, by its weight as it is now.
@@ -219,13 +225,26 @@ local function discard(id, fact, reason)
   end
 end
 
-local function unpin(id, fact)
-  if redis.call('HINCRBY', pins, id, -1) <= 0 then
-    redis.call('HDEL', pins, id)
-    if not redis.call('ZSCORE', recency, id) then
-      erase(id, fact)
+-- Take a pin off these groups; facts by id, as all have some that are pinned. Those that left meanwhile go.
+local function unpin(ids, known)
+  each_page(ids, function(page)
+    local last = {}
+    for i, held in ipairs(redis.call('HMGET', pins, unpack(page))) do
+      if tonumber(held or 0) > 1 then
+        redis.call('HINCRBY', pins, page[i], -1)
+      else
+        last[#last + 1] = page[i]
+      end
     end
-  end
+    if #last > 0 then
+      redis.call('HDEL', pins, unpack(last))
+      for i, score in ipairs(redis.call('ZMSCORE', recency, unpack(last))) do
+        if not score then
+          erase(last[i], known[last[i]])
+        end
+      end
+    end
+  end)
 end
 
 -- The group that the remover takes next; nil where replay is empty.
@@ -262,9 +281,9 @@ local function join_with_room(id, fact)
   join_replay(id, fact)
 end
 
--- A page of replay groups in the sampler's order, from offset start: {ids, sampling times or nil}.
-local function page_of_replay(start)
-  local last = start + PAGE - 1
+-- So many replay groups in the sampler's order, from offset start: {ids, sampling times or nil}.
+local function page_of_replay(start, size)
+  local last = start + size - 1
   if orders.clock then
     local flat, ids, times = redis.call('ZRANGE', clock, start, last, 'WITHSCORES'), {}, {}
     for i = 1, #flat, 2 do
@@ -282,7 +301,7 @@ local function page_of_replay(start)
   end
   local newest = (version - limits.min_staleness + 1) * 4294967296
   return redis.call('ZRANGE', recency, '(' .. string.format('%.0f', newest), '-inf', 'BYSCORE', 'REV', 'LIMIT', start,
-    PAGE)
+    size)
 end
 
 local function is_drawable(id, fact, used)
@@ -307,31 +326,34 @@ local function why_leave(id, fact, used)
 end
 
 -- Draw at most `slots` replay groups, each at most once, and only where accept(id, fact). Those met on the way that
--- have no future leave. Returns a list of {id, fact, probability}.
+-- have no future leave. Returns a list of {id, fact, weight or nil, probability}.
 local function draw_replay(slots, accept)
   local drawn, passed, leaving = {}, {}, {}
   local start, most, exhausted = 0, math.max(4096, 16 * slots), false
   local last_time, passed_in_time
   local total = orders.clock and slots > 0 and tune_clock() or 0
   while #drawn < slots and start < most and not exhausted do
-    local ids, times = page_of_replay(start)
-    exhausted = #ids < PAGE
+    -- Few groups are passed over, as a rule: most draws read little more than they need.
+    local size = math.min(PAGE, slots - #drawn + MORE_THAN_NEEDED)
+    local ids, times = page_of_replay(start, size)
+    exhausted = #ids < size
     start = start + #ids
     local used = #ids > 0 and redis.call('HMGET', uses, unpack(ids))
+    local known_weights = times and #ids > 0 and redis.call('HMGET', weights, unpack(ids))
     for i, fact in ipairs(read_facts(ids)) do
       local id, times_used = ids[i], tonumber(used[i] or 0)
       if #drawn == slots or (times and times[i] == math.huge) then
         exhausted = true
         break
       elseif is_drawable(id, fact, times_used) and accept(id, fact) then
-        local probability = 1
+        local probability, weight = 1, nil
         if times then
           last_time, passed_in_time = times[i], #passed
-          local weight = tonumber(redis.call('HGET', weights, id))
+          weight = tonumber(known_weights[i])
           probability = weight * relative_recency(fact.version_min) / total
           probability = math.max(LEAST_PROBABILITY, math.min(probability, 1))
         end
-        drawn[#drawn + 1] = { id = id, fact = fact, probability = probability }
+        drawn[#drawn + 1] = { id = id, fact = fact, weight = weight, probability = probability }
       elseif why_leave(id, fact, times_used) then
         leaving[#leaving + 1] = { id, fact, why_leave(id, fact, times_used) }
       else

@@ -34,7 +34,7 @@ end
 -- Walk the fresh groups in order of arrival until the batch is complete. Groups passed over for their prompt, or
 -- withheld, stay.
 local function choose_fresh()
-  local taken = { consumed = {}, chosen = {}, facts = {}, effective = 0, passed_over = 0, stale = 0 }
+  local taken = { consumed = {}, chosen = {}, effective = 0, passed_over = 0, stale = 0 }
   local function complete()
     return (limits.fill == 'resample' and taken.effective or #taken.consumed) >= batch_size
   end
@@ -62,12 +62,11 @@ local function choose_fresh()
         taken.passed_over = taken.passed_over + 1
       else
         taken.consumed[#taken.consumed + 1] = id
-        taken.facts[id] = fact
         if fact.effective then
           taken.effective = taken.effective + 1
         end
         if delivered then
-          taken.chosen[#taken.chosen + 1] = id
+          taken.chosen[#taken.chosen + 1] = { id = id, fact = fact, probability = 1, importance_weight = 1 }
         end
       end
     end
@@ -108,14 +107,16 @@ if not complete or awaited_ms then
 end
 
 local entries = {}
-for _, id in ipairs(taken.chosen) do
-  entries[#entries + 1] = deliver(id, taken.facts[id], 0, 1, 1)
-end
-for _, id in ipairs(taken.consumed) do
-  redis.call('ZREM', fresh, id)
-  redis.call('ZREM', born, id)
-  redis.call('HSET', leased, id, lease_id)
-end
+deliver_fresh(entries, taken.chosen)
+each_page(taken.consumed, function(page)
+  redis.call('ZREM', fresh, unpack(page))
+  redis.call('ZREM', born, unpack(page))
+  local holders = {}
+  for i, id in ipairs(page) do
+    holders[2 * i - 1], holders[2 * i] = id, lease_id
+  end
+  redis.call('HSET', leased, unpack(holders))
+end)
 redis.call('HINCRBY', state, 'fresh_effective', 0 - taken.effective)
 if limits.fill == 'replay' then
   local groups = redis.call('ZCARD', recency)
