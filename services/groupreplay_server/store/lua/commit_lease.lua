@@ -45,19 +45,25 @@ if not is_live then
   end
 end
 
+local noted, ids_noted = {}, {}
 for i = 6, #ARGV, 6 do
-  local fact = read_fact(ARGV[i])
+  ids_noted[#ids_noted + 1] = ARGV[i]
+end
+local facts_noted = read_facts_by_id(ids_noted)
+for i = 6, #ARGV, 6 do
+  local fact = facts_noted[ARGV[i]]
   keep_ratios(ARGV[i], fact, ARGV[i + 4], tonumber(ARGV[i + 5]), lease.version, step)
   if fact then
-    set_mark(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
-    place_anew(ARGV[i], fact)
+    noted[#noted + 1] = { id = ARGV[i], priority = ARGV[i + 1], kl = ARGV[i + 2], ess = ARGV[i + 3], fact = fact }
   end
 end
+set_marks(noted)
 
 local function is_used_up(id)
   return limits.max_times_sampled and tonumber(redis.call('HGET', uses, id) or 0) >= limits.max_times_sampled
 end
 
+local joining = {}
 local function leave_or_join(id, fact)
   if not fact.effective and limits.replay_ineffective == 0 then
     discard(id, fact, 'ineffective')
@@ -68,7 +74,7 @@ local function leave_or_join(id, fact)
   elseif is_expired(fact) then
     discard(id, fact, 'expired')
   else
-    join_with_room(id, fact)
+    joining[#joining + 1] = { id = id, fact = fact }
     if limits.ttl_s then
       redis.call('ZADD', born, fact.inserted_ms, id)
     end
@@ -158,6 +164,7 @@ for _, id in ipairs(lease.consumed) do
   end
   leave_or_join(id, fact)
 end
+join_with_room(joining)
 if lease.sampled and not is_live then
   redis.call('HINCRBY', state, 'sampled', #lease.entries)
 end

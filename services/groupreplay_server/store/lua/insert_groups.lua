@@ -103,7 +103,7 @@ local function place(group)
     end
     room = room - 1
   elseif group.effective or limits.replay_ineffective == 1 then
-    join_with_room(group.id, group)
+    join_with_room({ { id = group.id, fact = group } })
   else
     discard(group.id, group, 'ineffective')
     return

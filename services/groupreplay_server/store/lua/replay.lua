@@ -19,27 +19,21 @@ local orders = {
 }
 local decays = limits.sampler == 'prioritized' and limits.recency_decay < 1
 
-local function read_mark(id)
-  local packed = redis.call('HGET', marks, id)
+local function unpack_mark(packed)
   local fields = packed and cmsgpack.unpack(packed) or {}
   return { priority = fields[1] or nil, kl = fields[2] or nil, ess = fields[3] or nil }
 end
 
--- Take note of what a caller found out about a group; '' leaves what was known.
-local function set_mark(id, new_priority, kl, ess)
-  local mark = read_mark(id)
-  redis.call('HSET', marks, id, cmsgpack.pack({
-    tonumber(new_priority) or mark.priority or false, tonumber(kl) or mark.kl or false,
-    tonumber(ess) or mark.ess or false,
-  }))
+local function read_mark(id)
+  return unpack_mark(redis.call('HGET', marks, id))
 end
 
--- Weight of a group without its recency.
-local function weigh(id, fact)
+-- Weight of a group without its recency; its mark is read where it is not given.
+local function weigh(id, fact, mark)
   if limits.sampler == 'uniform' then
     return 1
   end
-  local mark = read_mark(id)
+  mark = mark or read_mark(id)
   local weight = math.min((mark.priority or fact.priority) ^ limits.alpha, MOST_WEIGHT)
   if limits.use_decay < 1 then
     weight = weight * limits.use_decay ^ tonumber(redis.call('HGET', uses, id) or 0)
@@ -116,8 +110,8 @@ local function set_time(id, fact, weight)
 end
 
 -- Give a group its next sampling time, by its weight as it is now.
-local function arm(id, fact)
-  local weight, before = weigh(id, fact), tonumber(redis.call('HGET', weights, id) or nil)
+local function arm(id, fact, mark)
+  local weight, before = weigh(id, fact, mark), tonumber(redis.call('HGET', weights, id) or nil)
   if weight ~= before then
     shift_sum(fact.version_min, before and 0 or 1, 0 - (before or 0), weight)
     redis.call('HSET', weights, id, weight)
@@ -143,20 +137,33 @@ local function tune_clock()
   return total
 end
 
-local function join_replay(id, fact)
-  redis.call('ZADD', recency, fact.version_min * 4294967296 + fact.sequence, id)
-  redis.call('HINCRBY', state, 'replay_bytes', fact.bytes)
-  if orders.arrival then
-    redis.call('ZADD', arrival, fact.sequence, id)
-  end
+-- Put a group where its uses and its mark say.
+local function put_in_order(id, fact, mark)
   if orders.priority then
-    redis.call('ZADD', priority, read_mark(id).priority or fact.priority, id)
+    redis.call('ZADD', priority, (mark or read_mark(id)).priority or fact.priority, id)
   end
   if orders.divergence then
-    redis.call('ZADD', divergence, read_mark(id).kl or 0, id)
+    redis.call('ZADD', divergence, (mark or read_mark(id)).kl or 0, id)
   end
   if orders.clock then
-    arm(id, fact)
+    arm(id, fact, mark)
+  end
+end
+
+-- A page of {id, fact} joins replay.
+local function join_replay(page)
+  local scores, bytes = {}, 0
+  for i, item in ipairs(page) do
+    scores[2 * i - 1], scores[2 * i] = item.fact.version_min * 4294967296 + item.fact.sequence, item.id
+    bytes = bytes + item.fact.bytes
+  end
+  redis.call('ZADD', recency, unpack(scores))
+  redis.call('HINCRBY', state, 'replay_bytes', bytes)
+  for _, item in ipairs(page) do
+    if orders.arrival then
+      redis.call('ZADD', arrival, item.fact.sequence, item.id)
+    end
+    put_in_order(item.id, item.fact)
   end
 end
 
@@ -179,16 +186,32 @@ end
 -- What a group's place depends on has changed: its uses or its marks.
 local function place_anew(id, fact)
   if redis.call('ZSCORE', recency, id) then
-    if orders.priority then
-      redis.call('ZADD', priority, read_mark(id).priority or fact.priority, id)
-    end
-    if orders.divergence then
-      redis.call('ZADD', divergence, read_mark(id).kl or 0, id)
-    end
-    if orders.clock then
-      arm(id, fact)
-    end
+    put_in_order(id, fact)
   end
+end
+
+-- Take note of what callers found out about groups: {id, priority, kl, ess, fact} each; '' leaves what was known.
+local function set_marks(items)
+  each_page(items, function(page)
+    local ids, mark_of, changed = {}, {}, {}
+    for i, item in ipairs(page) do
+      ids[i] = item.id
+    end
+    for i, packed in ipairs(redis.call('HMGET', marks, unpack(ids))) do
+      local item, mark = page[i], mark_of[ids[i]] or unpack_mark(packed)
+      mark.priority, mark.kl = tonumber(item.priority) or mark.priority, tonumber(item.kl) or mark.kl
+      mark.ess = tonumber(item.ess) or mark.ess
+      mark_of[ids[i]] = mark
+      changed[2 * i - 1] = ids[i]
+      changed[2 * i] = cmsgpack.pack({ mark.priority or false, mark.kl or false, mark.ess or false })
+    end
+    redis.call('HSET', marks, unpack(changed))
+    for i, score in ipairs(redis.call('ZMSCORE', recency, unpack(ids))) do
+      if score then
+        put_in_order(ids[i], page[i].fact, mark_of[ids[i]])
+      end
+    end
+  end)
 end
 
 -- Forget a group that no index and no lease names any more.
@@ -274,11 +297,18 @@ local function evict_for_bytes(more)
   end
 end
 
--- Join replay, after making room for it. Room first, or a lifo remover would always take the newcomer.
-local function join_with_room(id, fact)
-  while redis.call('ZCARD', recency) >= limits.replay_capacity and evict() do
+-- Join replay, {id, fact} each, after making room. Where there is none for all, one after the other: a remover takes
+-- those that have just joined, too. Room first, or a lifo remover would always take the newcomer.
+local function join_with_room(items)
+  if redis.call('ZCARD', recency) + #items <= limits.replay_capacity then
+    each_page(items, join_replay)
+    return
   end
-  join_replay(id, fact)
+  for _, item in ipairs(items) do
+    while redis.call('ZCARD', recency) >= limits.replay_capacity and evict() do
+    end
+    join_replay({ item })
+  end
 end
 
 -- So many replay groups in the sampler's order, from offset start: {ids, sampling times or nil}.

@@ -23,7 +23,7 @@ for i = 6, #ARGV, 19 do
     redis.call('HSET', facts, id, pack_fact(fact))
     redis.call('HINCRBY', state, 'payload_bytes', fact.bytes)
     if ARGV[i + 13] .. ARGV[i + 14] .. ARGV[i + 15] ~= '' then
-      set_mark(id, ARGV[i + 13], ARGV[i + 14], ARGV[i + 15])
+      set_marks({ { id = id, priority = ARGV[i + 13], kl = ARGV[i + 14], ess = ARGV[i + 15], fact = fact } })
     end
     if used > 0 then
       redis.call('HSET', uses, id, used)
@@ -35,7 +35,7 @@ for i = 6, #ARGV, 19 do
       redis.call('ZADD', born, fact.inserted_ms, id)
     end
     if place == 'replay' then
-      join_replay(id, fact)
+      join_replay({ { id = id, fact = fact } })
     else
       redis.call('ZADD', fresh, fact.sequence, id)
       redis.call('HINCRBY', state, 'fresh_effective', fact.effective and 1 or 0)

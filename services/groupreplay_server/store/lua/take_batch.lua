@@ -35,12 +35,14 @@ end
 -- withheld, stay.
 local function choose_fresh()
   local taken = { consumed = {}, chosen = {}, effective = 0, passed_over = 0, stale = 0 }
-  local function complete()
-    return (limits.fill == 'resample' and taken.effective or #taken.consumed) >= batch_size
+  local function missing()
+    return batch_size - (limits.fill == 'resample' and taken.effective or #taken.consumed)
   end
   local start = 0
-  while not complete() do
-    local ids = redis.call('ZRANGE', fresh, start, start + PAGE - 1)
+  while missing() > 0 do
+    -- Most are taken, as a rule, but by resample.
+    local size = limits.fill == 'resample' and PAGE or math.min(PAGE, missing() + MORE_THAN_NEEDED)
+    local ids = redis.call('ZRANGE', fresh, start, start + size - 1)
     if #ids == 0 then
       break
     end
@@ -48,7 +50,7 @@ local function choose_fresh()
     for i, fact in ipairs(read_facts(ids)) do
       local id = ids[i]
       local delivered = fact.effective or limits.fill == 'keep'
-      if complete() then
+      if missing() <= 0 then
         break
       elseif is_expired(fact) then
         discard(id, fact, 'expired')
@@ -71,7 +73,7 @@ local function choose_fresh()
       end
     end
   end
-  return taken, complete()
+  return taken, missing() <= 0
 end
 
 -- Under staleness_rule wait: when groups under way would be too old in the next version, a batch waits for them.
