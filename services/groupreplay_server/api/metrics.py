@@ -56,7 +56,8 @@ class Metrics:
             PREFIX + CALLS.name, CALLS.meaning, CALLS.labels, buckets=_LATENCY_BUCKETS, registry=self.registry
         )
         self._running = Gauge(PREFIX + RUNNING.name, RUNNING.meaning, RUNNING.labels, registry=self.registry)
-        self._payload = Counter(PREFIX + PAYLOAD.name, PAYLOAD.meaning, PAYLOAD.labels, registry=self.registry)
+        payload = Counter(PREFIX + PAYLOAD.name, PAYLOAD.meaning, PAYLOAD.labels, registry=self.registry)
+        self._payload_of = {direction: payload.labels(direction) for direction in ("in", "out")}
         self._staleness = Histogram(
             PREFIX + STALENESS.name,
             STALENESS.meaning,
@@ -94,7 +95,7 @@ class Metrics:
 
     def payload(self, direction: str, size: int) -> None:
         """Count payload bytes; direction is `in` or `out`."""
-        self._payload.labels(direction).inc(size)
+        self._payload_of[direction].inc(size)
 
     def delivered(self, run: str, table: str, batch: LeasedBatch) -> None:
         """Observe the groups of a batch."""
@@ -102,8 +103,10 @@ class Metrics:
             if len(self._delivering) >= MAX_TABLES:
                 run = table = OTHER
             self._delivering.add((run, table))
+        sources = {group.source for group in batch.groups}
+        of_source = {source: self._staleness.labels(run, table, source.value) for source in sources}
         for group in batch.groups:
-            self._staleness.labels(run, table, group.source.value).observe(group.staleness)
+            of_source[group.source].observe(group.staleness)
 
     def serves(self, certificates: Certificates) -> None:
         """Show from now on how long what both doors show is good."""
