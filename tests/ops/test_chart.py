@@ -1,5 +1,6 @@
 """The chart: what is rendered is safe, complete, and made of flags that exist."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -146,6 +147,33 @@ def test_alerts_lead_to_their_pages() -> None:
         assert alert["annotations"]["runbook_url"].startswith("https://example.com/groupreplay/docs/howto/alerts/")
 
 
+@pytest.mark.ops
+def test_all_of_our_processes_send_traces_to_the_collector() -> None:
+    """Service, generator and trainer, with the same flags, headers and certificates; vLLM beside them has none."""
+    documents = render("--values", str(CHART / "ci/production-values.yaml"))
+    for end in ("-server", "-generator", ""):
+        pod = pick(documents, "Deployment" if end else "Job", end)["spec"]["template"]["spec"]
+        container, *others = pod["containers"]
+        assert "--trace.endpoint=https://collector.observability:4317" in container["args"]
+        assert "--trace.ratio=0.1" in container["args"]
+        variables = {it["name"]: it for it in container["env"]}
+        wanted = {"key": "otlp-headers", "name": "otlp"}
+        assert variables["OTEL_EXPORTER_OTLP_HEADERS"]["valueFrom"] == {"secretKeyRef": wanted}
+        [mount] = [it["mountPath"] for it in container["volumeMounts"] if it["name"] == "otlp"]
+        assert [it["secret"]["secretName"] for it in pod["volumes"] if it["name"] == "otlp"] == ["otlp-tls"]
+        for name, file in {"": "ca.crt", "CLIENT_": "tls.crt", "CLIENT_KEY": "tls.key"}.items():
+            variable = f"OTEL_EXPORTER_OTLP_{name}{'' if name.endswith('KEY') else 'CERTIFICATE'}"
+            assert variables[variable]["value"] == f"{mount}/{file}"
+        assert not any("OTEL" in str(other) for other in others)
+
+
+@pytest.mark.ops
+def test_without_a_collector_nothing_is_traced() -> None:
+    """No flag, no variable, no file."""
+    text = yaml.safe_dump_all(render("--set", "generator.enabled=true,trainer.enabled=true"))
+    assert not re.search("trace|otel|otlp", text, re.IGNORECASE)
+
+
 REFUSED = {
     "an unknown value": (["--set", "servr.replicas=3"], "servr"),
     "an unknown value in a section": (["--set", "redis.bundled.replica=3"], "replica"),
@@ -169,6 +197,13 @@ REFUSED = {
         ["--set", "monitoring.serviceMonitor.enabled=true,server.openMetrics=false"],
         "server.openMetrics",
     ),
+    "a collector that is no address": (["--set", "tracing.endpoint=collector"], "endpoint"),
+    "traces of more than all": (["--set", "tracing.ratio=2"], "ratio"),
+    "TLS to a collector that is called without": (
+        ["--set", "tracing.endpoint=http://c:4317,tracing.tls.existingSecret=a"],
+        "begins with https://",
+    ),
+    "headers for nobody": (["--set", "tracing.headersSecret=a"], "tracing.endpoint"),
     "routes of no gateway": (["--set", "gateway.enabled=true"], "gateway.parentRefs"),
 }
 

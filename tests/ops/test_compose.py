@@ -18,9 +18,9 @@ DOCKER = ROOT / "services/docker"
 IMAGES = sorted(DOCKER.glob("*.Dockerfile"))
 
 
-def stack() -> dict[str, Any]:
-    """Return the compose file."""
-    loaded: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+def stack(name: str = "docker-compose.yml") -> dict[str, Any]:
+    """Return a compose file."""
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / name).read_text())
     return loaded
 
 
@@ -63,9 +63,20 @@ def test_containers_are_started_with_flags_that_exist() -> None:
     assert any(flag.startswith("--admin-token-file=") for flag in commands["serve"])
 
 
+def test_traces_are_asked_for_by_variables_that_exist() -> None:
+    """An unknown one would end the process; all three get the same of OpenTelemetry."""
+    services = stack("docker-compose.tracing.yml")["services"]
+    for name, command in {"server": "serve", "generator": "generate", "trainer": "train"}.items():
+        own = {variable for variable in services[name]["environment"] if variable.startswith("GROUPREPLAY_")}
+        assert own == {f"GROUPREPLAY_{command.upper()}_TRACE_{it}" for it in ("ENDPOINT", "RATIO")}
+        assert {"trace.endpoint", "trace.ratio"} <= set(setting_names(COMMANDS[command].settings))
+        assert services[name]["volumes"] == services["server"]["volumes"]
+
+
 def test_the_example_of_an_environment_has_every_setting_with_its_default() -> None:
     """Nobody has to read the compose file to know what can be set."""
-    used = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", (ROOT / "docker-compose.yml").read_text()))
+    texts = "".join(path.read_text() for path in sorted(ROOT.glob("docker-compose*.yml")))
+    used = dict(re.findall(r"\$\{(\w+):[-?+]([^}]*)\}", texts))
     example = dict(re.findall(r"^#? *(\w+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
     images = {name for name in used if name.endswith("_TAG")} | {"PROMETHEUS_RETENTION"}
     assert set(used) - images <= set(example)

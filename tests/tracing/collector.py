@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from certificates import Authority
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as rpc
 
@@ -41,16 +42,24 @@ class Collector(rpc.TraceServiceServicer):
 
     def __init__(self) -> None:
         self.address = ""
+        self.headers: set[tuple[str, str]] = set()
+        """All that came with calls."""
         self._lock = threading.Lock()
         self._spans: list[Recorded] = []
 
     def Export(self, request: pb.ExportTraceServiceRequest, context: grpc.ServicerContext) -> Any:
         """Take spans; called by gRPC."""
         with self._lock:
+            self.headers |= {(key, str(value)) for key, value in context.invocation_metadata()}
             for resource in request.resource_spans:
                 service = _values(resource.resource.attributes)["service.name"]
                 self._spans += [_read(service, span) for scope in resource.scope_spans for span in scope.spans]
         return pb.ExportTraceServiceResponse()
+
+    def services(self) -> set[str]:
+        """Return who has sent spans."""
+        with self._lock:
+            return {span.service for span in self._spans}
 
     def spans(self, name: str, **attributes: Any) -> list[Recorded]:
         """Return the spans of a name with these attributes of ours."""
@@ -75,17 +84,27 @@ class Collector(rpc.TraceServiceServicer):
 
 
 @contextmanager
-def collecting() -> Iterator[Collector]:
-    """Collect on a port of loopback."""
+def collecting(authority: Authority | None = None) -> Iterator[Collector]:
+    """Collect on a port of loopback; with an authority over TLS, from those who show a certificate of it."""
     collector = Collector()
     server = grpc.server(ThreadPoolExecutor(max_workers=2))
     rpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
-    collector.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    if authority is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", _credentials(authority))
+    collector.address = f"127.0.0.1:{port}"
     server.start()
     try:
         yield collector
     finally:
         server.stop(None).wait()
+
+
+def _credentials(authority: Authority) -> grpc.ServerCredentials:
+    own = authority.sign("collector")
+    pair = (own.key_file.read_bytes(), own.cert_file.read_bytes())
+    return grpc.ssl_server_credentials([pair], authority.ca_file.read_bytes(), require_client_auth=True)
 
 
 def _read(service: str, span: Any) -> Recorded:

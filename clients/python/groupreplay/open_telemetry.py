@@ -7,8 +7,10 @@
 A process that uses OpenTelemetry itself passes its provider to `trace_with`; calls and groups then carry its spans.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -22,6 +24,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from groupreplay import __version__
+from groupreplay.errors import InvalidRequestError
 from groupreplay.tracing import TraceSettings, Value, set_tracer, split_traceparent
 
 _PREFIX: Final = "groupreplay."
@@ -40,7 +43,12 @@ def exporting(settings: TraceSettings, *, service: str, instance: str = "") -> I
         settings: where to, and which share.
         service: what the process is, the resource attribute service.name.
         instance: which one it is; empty = it is the only one.
+
+    Raises:
+        InvalidRequestError: the environment names a certificate that is not there, or a certificate without its key.
     """
+    for prefix in ("OTEL_EXPORTER_OTLP_", "OTEL_EXPORTER_OTLP_TRACES_"):
+        _check_certificates(prefix)
     names = {"service.name": service, "service.version": __version__} | (
         {"service.instance.id": instance} if instance else {}
     )
@@ -56,6 +64,17 @@ def exporting(settings: TraceSettings, *, service: str, instance: str = "") -> I
             yield
     finally:
         provider.shutdown()
+
+
+def _check_certificates(prefix: str) -> None:
+    # The exporter logs a file that is not there and goes on without; for half of a pair gRPC aborts the process.
+    own = [f"{prefix}CLIENT_CERTIFICATE", f"{prefix}CLIENT_KEY"]
+    given = {name: os.environ[name] for name in (f"{prefix}CERTIFICATE", *own) if os.environ.get(name)}
+    for name, path in given.items():
+        if not Path(path).is_file():
+            raise InvalidRequestError(f"{name} {path!r} is no file; it must be one in PEM that this process may read")
+    if len(given.keys() & set(own)) == 1:
+        raise InvalidRequestError(f"{own[0]} and {own[1]} are a pair, and one of them is not set; set both or neither")
 
 
 @contextmanager

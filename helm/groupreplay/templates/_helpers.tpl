@@ -134,3 +134,52 @@ dns:///{{ include "groupreplay.fullname" . }}-headless.{{ .Release.Namespace }}.
     {{- end }}
 {{- end }}
 {{- end -}}
+
+{{/* Flags, variables, mounts and volumes with which a process sends its traces. */}}
+{{- define "groupreplay.tracing.args" -}}
+{{- if .Values.tracing.endpoint }}
+- --trace.endpoint={{ .Values.tracing.endpoint }}
+- --trace.ratio={{ .Values.tracing.ratio }}
+{{- end }}
+{{- end -}}
+
+{{- define "groupreplay.tracing.env" -}}
+{{- $tracing := .Values.tracing }}
+{{- if $tracing.endpoint }}
+{{- with $tracing.resourceAttributes }}
+- { name: OTEL_RESOURCE_ATTRIBUTES, value: {{ . | quote }} }
+{{- end }}
+{{- with $tracing.headersSecret }}
+- name: OTEL_EXPORTER_OTLP_HEADERS
+  valueFrom:
+    secretKeyRef: { name: {{ . }}, key: {{ $tracing.headersKey }} }
+{{- end }}
+{{- if $tracing.tls.existingSecret }}
+- { name: OTEL_EXPORTER_OTLP_CERTIFICATE, value: /run/secrets/otlp/ca.crt }
+{{- if $tracing.tls.clientCertificate }}
+- { name: OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE, value: /run/secrets/otlp/tls.crt }
+- { name: OTEL_EXPORTER_OTLP_CLIENT_KEY, value: /run/secrets/otlp/tls.key }
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "groupreplay.tracing.mounts" -}}
+{{- if and .Values.tracing.endpoint .Values.tracing.tls.existingSecret }}
+- { name: otlp, mountPath: /run/secrets/otlp, readOnly: true }
+{{- end }}
+{{- end -}}
+
+{{- define "groupreplay.tracing.volumes" -}}
+{{- $tls := .Values.tracing.tls }}
+{{- if and .Values.tracing.endpoint $tls.existingSecret }}
+- name: otlp
+  secret:
+    secretName: {{ $tls.existingSecret }}
+    defaultMode: 0440
+    {{- if not $tls.clientCertificate }}
+    items:
+      - { key: ca.crt, path: ca.crt }
+    {{- end }}
+{{- end }}
+{{- end -}}
