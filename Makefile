@@ -5,6 +5,9 @@ TORCH_INDEX ?=
 ARGS ?=
 # Of `docker build`, such as --network host. PIP_CERT, of pip itself, is known while images are built, and not in them.
 BUILD_ARGS ?=
+# Images of an earlier version, to go to and back from: make images SOURCE=../of-another-commit IMAGE_TAG=before
+SOURCE ?= .
+IMAGE_TAG ?= 0.1.0
 comma := ,
 SEED ?= 0
 KILLS ?=
@@ -57,12 +60,12 @@ test-atropos: $(ATROPOS_VENV)/installed ## run atroposlib's environments and tra
 test-ops: $(VENV)/ops-installed ## run the tests of rules, dashboard and chart: a live Prometheus (apt install prometheus), Helm
 	$(BIN)/pytest -m ops tests/ops $(ARGS)
 
-images: ## build the three images, as groupreplay/NAME:0.1.0; BUILD_ARGS="--network host"
+images: ## build the three images, as groupreplay/NAME:IMAGE_TAG; BUILD_ARGS="--network host"
 	for image in server generator trainer; do \
-	  DOCKER_BUILDKIT=1 docker build --file services/docker/$$image.Dockerfile --tag groupreplay/$$image:0.1.0 \
-	    --build-arg REVISION=$$(git rev-parse HEAD) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) \
+	  DOCKER_BUILDKIT=1 docker build --file $(SOURCE)/services/docker/$$image.Dockerfile \
+	    --tag groupreplay/$$image:$(IMAGE_TAG) --build-arg REVISION=$$(git -C $(SOURCE) rev-parse HEAD) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) \
 	    $(if $(PIP_CERT),--secret id=pip_ca$(comma)src=$(PIP_CERT) --build-arg PIP_CERT=/run/secrets/pip_ca) \
-	    $(BUILD_ARGS) . || exit 1; \
+	    $(BUILD_ARGS) $(SOURCE) || exit 1; \
 	done
 
 test-compose: $(VENV)/dev-installed images ## run the compose stack, kill, upgrade and scale it, on a Docker engine

@@ -22,6 +22,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Let whoever has time hold the store to its model, and throw things at the doors, for longer."""
     parser.addoption("--chart-values", type=Path, help="values with which tests/helm installs, as where images are")
     parser.addoption("--fuzz-examples", type=int, default=0, help="requests that each fuzzer makes up, chosen anew")
+    parser.addoption("--helm-version", choices=("3", "4"), default="3", help="Helm that tests/helm uses")
+    parser.addoption(
+        "--other-images", default="", help="tag of images of another version, which tests/compose and tests/helm go to"
+    )
     parser.addoption("--model-examples", type=int, default=0, help="tables that tests/model tries, chosen anew")
     parser.addoption("--pictures", type=Path, help="folder for pictures of the page that tests/ui/test_demo.py takes")
 

@@ -50,8 +50,9 @@ def missing() -> str:
 class Release:
     """A release that is installed, upgraded, asked and removed."""
 
-    def __init__(self, folder: Path, values: Path | None) -> None:
+    def __init__(self, folder: Path, values: Path | None, *, helm_version: str = "3") -> None:
         """Prepare it; values are more values, of this cluster."""
+        self._helm = str(helm(helm_version))
         self.namespace = f"groupreplay-test-{os.getpid()}"
         small = folder / "small.yaml"
         small.write_text(yaml.safe_dump(SMALL))
@@ -68,8 +69,8 @@ class Release:
         return found
 
     def helm(self, *words: str) -> str:
-        """Run Helm 3 in the namespace."""
-        return _run(str(helm("3")), "--namespace", self.namespace, *words)
+        """Run Helm in the namespace."""
+        return _run(self._helm, "--namespace", self.namespace, *words)
 
     def install(self) -> float:
         """Install it, wait until all is ready, and return how many seconds that took."""
@@ -90,6 +91,10 @@ class Release:
         """Return the Pods of a component that are not about to end."""
         label = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component={component}"
         return [it for it in self.get("pods", "--selector", label) if "deletionTimestamp" not in it["metadata"]]
+
+    def images(self, component: str) -> set[str]:
+        """Return the images of these Pods."""
+        return {it["image"] for pod in self.pods(component) for it in pod["spec"]["containers"]}
 
     def names(self, component: str) -> set[str]:
         """Return the names of these Pods."""

@@ -34,7 +34,11 @@ WITHOUT_OPERATORS = ",".join((
 def release(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Release]:
     """The release, in a namespace that is removed at the end."""
     values = pytestconfig.getoption("--chart-values")
-    installed = Release(tmp_path_factory.mktemp("chart"), values.resolve() if values else None)
+    installed = Release(
+        tmp_path_factory.mktemp("chart"),
+        values.resolve() if values else None,
+        helm_version=pytestconfig.getoption("--helm-version"),
+    )
     try:
         print(f"\ninstalled and ready in {installed.install():.0f} s")
         yield installed
@@ -68,11 +72,14 @@ def test_the_tests_of_the_chart_pass(release: Release) -> None:
     assert "Phase:          Succeeded" in said
 
 
-def test_a_rolling_update_fails_no_call(release: Release, workers: Workers) -> None:
+def test_a_rolling_update_fails_no_call(release: Release, workers: Workers, pytestconfig: pytest.Config) -> None:
     """All Pods of the service are replaced, one after the other, while groups and batches flow."""
     before = release.names("server")
-    release.upgrade("--set-string", "server.podAnnotations.rolled=once")
+    other = pytestconfig.getoption("--other-images")
+    options = ["--set-string", "server.podAnnotations.rolled=once"]
+    release.upgrade(*options, *(["--set-string", f"server.image.tag={other}"] if other else []))
     after = release.names("server")
+    assert all(image.endswith(f":{other}") for image in release.images("server") if other)
     assert len(after) == len(before) == 2
     assert not after & before
     workers.wait_for_progress()
