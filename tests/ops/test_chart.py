@@ -41,6 +41,22 @@ def pick(documents: list[dict[str, Any]], kind: str, end: str = "") -> dict[str,
     return found
 
 
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the path of each value that is not a section."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def test_every_value_is_set_in_one_of_the_files_that_are_linted() -> None:
+    """So what `make lint-helm` holds to the schemas of Kubernetes has all that the chart can make."""
+    set_somewhere = {path for file in FILES for path in leaves(yaml.safe_load(file.read_text()))}
+    for path in leaves(yaml.safe_load((CHART / "values.yaml").read_text())):
+        assert path in set_somewhere or any(it.startswith(f"{path}.") for it in set_somewhere), path
+
+
 @pytest.mark.ops
 @pytest.mark.parametrize("values", FILES, ids=lambda path: path.stem)
 def test_every_pod_may_do_as_little_as_possible(values: Path) -> None:
@@ -157,7 +173,7 @@ def test_all_of_our_processes_send_traces_to_the_collector() -> None:
         assert "--trace.endpoint=https://collector.observability:4317" in container["args"]
         assert "--trace.ratio=0.1" in container["args"]
         variables = {it["name"]: it for it in container["env"]}
-        wanted = {"key": "otlp-headers", "name": "otlp"}
+        wanted = {"key": "headers", "name": "otlp"}
         assert variables["OTEL_EXPORTER_OTLP_HEADERS"]["valueFrom"] == {"secretKeyRef": wanted}
         [mount] = [it["mountPath"] for it in container["volumeMounts"] if it["name"] == "otlp"]
         assert [it["secret"]["secretName"] for it in pod["volumes"] if it["name"] == "otlp"] == ["otlp-tls"]
