@@ -39,6 +39,7 @@ class Stack:
             "HTTP_PORTS": f"{ports[4]}-{ports[7]}",
             "PROMETHEUS_PORT": str(ports[8]),
         }
+        self._more_files: tuple[str, ...] = ()
         self.token = ""
         self._label = f"com.docker.compose.project={self._environment['COMPOSE_PROJECT_NAME']}"
         self._events = folder / "events.jsonl"
@@ -46,8 +47,19 @@ class Stack:
 
     def compose(self, *words: str) -> str:
         """Run a command of compose on this stack."""
-        files = ("--file", str(ROOT / "docker-compose.yml"), "--file", str(ROOT / "tests/compose/measured.yml"))
-        return docker("compose", *files, *words, environment=self._environment)
+        files = ("docker-compose.yml", "tests/compose/measured.yml", *self._more_files)
+        options = [word for name in files for word in ("--file", str(ROOT / name))]
+        return docker("compose", *options, *words, environment=self._environment)
+
+    def trace(self) -> None:
+        """Start a collector, and have all processes send their traces there from the next `up` on."""
+        self.compose("up", "--detach", "collector")
+        self._more_files = ("docker-compose.tracing.yml",)
+        self._environment["TRACE_ENDPOINT"] = "http://collector:4317"
+
+    def traced(self) -> set[str]:
+        """Return the names under which the collector got spans."""
+        return set(self.compose("logs", "--no-log-prefix", "collector").split())
 
     def up(self, *options: str, **changed: str) -> None:
         """Start it, or bring it to changed settings, which stay."""

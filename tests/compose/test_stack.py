@@ -13,7 +13,7 @@ import pytest
 from compose.docker import IMAGES, VERSION, docker, has_image
 from compose.stack import RUN, SERVICES, SLOW_S, TABLE, Stack
 from faults.audit import Audit, Verdict, logged_steps
-from ops.rule_files import DASHBOARD, panel_expressions
+from ops.rule_files import DASHBOARD, ROOT, panel_expressions
 from processes import wait_until
 from prometheus_api import PrometheusApi, as_grafana_sends_it
 
@@ -172,6 +172,20 @@ def test_grafana_shows_the_dashboard(stack: Stack) -> None:
     [address] = stack.published("grafana", 3000)
     found = httpx.get(f"http://{address}/api/search", params={"type": "dash-db"}).json()
     assert [it["title"] for it in found] == [json.loads(DASHBOARD.read_text())["title"]]
+
+
+def test_traces_of_all_processes_reach_a_collector(stack: Stack) -> None:
+    """With the second file of compose; the run goes on meanwhile."""
+    stack.trace()
+    stack.up("--scale", "generator=3", "--scale", "server=2")
+    wanted = {f"groupreplay-{image}" for image in IMAGES}
+    wait_until(lambda: stack.traced() >= wanted, f"spans of {wanted}", SLOW_S)
+
+
+@pytest.mark.parametrize("more", [["--file", str(ROOT / "docker-compose.gpu.yml")], ["--profile", "vllm"]])
+def test_compose_understands_what_takes_gpus(more: list[str]) -> None:
+    """The file for GPUs, and the profile with a vLLM server."""
+    docker("compose", "--file", str(ROOT / "docker-compose.yml"), *more, "config", "--quiet")
 
 
 def test_the_run_ends_and_nothing_is_lost(stack: Stack) -> None:

@@ -84,15 +84,15 @@ class Collector(rpc.TraceServiceServicer):
 
 
 @contextmanager
-def collecting(authority: Authority | None = None) -> Iterator[Collector]:
-    """Collect on a port of loopback; with an authority over TLS, from those who show a certificate of it."""
+def collecting(authority: Authority | None = None, *, listen: str = "127.0.0.1:0") -> Iterator[Collector]:
+    """Collect on a port, of loopback as a rule; with an authority over TLS, from those who show a certificate of it."""
     collector = Collector()
     server = grpc.server(ThreadPoolExecutor(max_workers=2))
     rpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
     if authority is None:
-        port = server.add_insecure_port("127.0.0.1:0")
+        port = server.add_insecure_port(listen)
     else:
-        port = server.add_secure_port("127.0.0.1:0", _credentials(authority))
+        port = server.add_secure_port(listen, _credentials(authority))
     collector.address = f"127.0.0.1:{port}"
     server.start()
     try:
