@@ -36,6 +36,7 @@ def evaluate(settings: EvaluatorSettings = _EVALUATOR) -> int:
 def _run(work: Coroutine[Any, Any, None], settings: GeneratorSettings | EvaluatorSettings) -> int:
     """Run until the work ends or SIGTERM or SIGINT comes."""
     configure_logging(settings.log_format)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each request to vLLM
     if settings.threads is not None:
         import torch  # noqa: PLC0415
 

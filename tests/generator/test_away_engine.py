@@ -1,6 +1,8 @@
 """A generator whose engine goes away, against a real service. tests/real_vllm does the same to a real vLLM."""
 
 import asyncio
+import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 from fastapi import Response
 from generator.vllm_routes import VllmRoutes, nothing, serving, status_503
+from processes import plain_environment
 
 from groupreplay import AsyncClient, Fill, Policy, ProducerHealth, TableConfig
 from groupreplay_generator.generator import run_generator
@@ -118,3 +121,34 @@ async def test_groups_say_which_token_is_of_which_version(
     assert (item.group.policy_version_min, item.group.policy_version_max) == (1, 2)
     assert item.group.version_spans is not None
     assert item.group.version_spans.tolist() == [[0, 1], [1, 2], [3, 1], [4, 2]]
+
+
+async def test_requests_to_vllm_are_not_in_the_log(
+    server: RunningServer, client: AsyncClient, routes: VllmRoutes, tmp_path: Path
+) -> None:
+    """There are thousands of them; what the generator itself has to say is there."""
+    log = tmp_path / "generator.log"
+    words = [
+        "--server",
+        server.grpc_address,
+        "--run",
+        "r",
+        "--table",
+        "t",
+        "--engine",
+        "vllm-http",
+        "--log-format",
+        "json",
+    ]
+    with log.open("wb") as said:
+        generator = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "groupreplay_cli", "generate", *words, "--vllm.url", routes.url,
+            "--prompts-at-once", "2", "--rollouts-per-prompt", "2", env=plain_environment(), stderr=said,
+        )  # fmt: skip
+    batch = await client.next_batch(run="r", table="t", batch_size=2, timeout_s=60)
+    generator.terminate()
+    assert await generator.wait() == 0
+    assert batch.groups
+    assert routes.calls
+    loggers = {json.loads(line)["logger"] for line in log.read_text().splitlines()}
+    assert {name.partition(".")[0] for name in loggers} == {"groupreplay_generator"}
