@@ -9,6 +9,7 @@ import pytest
 import yaml
 from faults.audit import Audit, Verdict, trained_steps
 from faults.journal import group_ids
+from helm.collector import Collector
 from helm.release import FULL, RELEASE, Release
 from helm.workers import RUN, TABLE, Workers
 from ops.rule_files import CHART
@@ -128,12 +129,17 @@ def test_nothing_that_was_acknowledged_is_lost(release: Release, workers: Worker
 
 
 def test_a_generator_and_a_trainer_of_the_chart_train(release: Release) -> None:
-    """They share the volume of weights; the trainer is a Job that ends with its last step."""
-    release.upgrade("--set", f"generator.enabled=true,trainer.enabled=true,{LOOP}")
+    """They share the volume of weights; the trainer is a Job that ends with its last step. All send their traces."""
+    collector = Collector(release)
+    collector.start()
+    traced = f"tracing.endpoint={collector.endpoint}"
+    release.upgrade("--set", f"generator.enabled=true,trainer.enabled=true,{LOOP},{traced}")
     [job] = release.get("jobs")
     release.kubectl("wait", "--for=condition=complete", f"job/{job['metadata']['name']}", "--timeout", "600s")
     with release.client() as client:
         assert client.get_policy(run="loop").version == 5
+    wanted = {f"groupreplay-{name}" for name in ("server", "generator", "trainer")}
+    wait_until(lambda: collector.services() == wanted, f"spans of {wanted}", 60)
 
 
 def test_an_uninstalled_release_leaves_what_it_says(release: Release) -> None:
