@@ -59,7 +59,8 @@ class Stack:
 
     def traced(self) -> set[str]:
         """Return the names under which the collector got spans."""
-        return set(self.compose("logs", "--no-log-prefix", "collector").split())
+        [container] = self.containers("collector")
+        return set(docker("logs", container["Id"]).split())
 
     def up(self, *options: str, **changed: str) -> None:
         """Start it, or bring it to changed settings, which stay."""
