@@ -4,12 +4,13 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from groupreplay.errors import InvalidGroupError, InvalidRequestError
+from groupreplay.errors import GroupReplayError, InvalidGroupError, InvalidRequestError
 from groupreplay.groups import MAX_POLICY_VERSION, check_name
 from groupreplay.layout import check_layout, columns_from_header
-from groupreplay.parts import too_large
+from groupreplay.parts import AssembledGroup, too_large
 from groupreplay.payload import check_payload
 from groupreplay.table_config import Fill, PrioritySource, TableConfig
+from groupreplay.types import InsertOutcome, InsertResult
 from groupreplay.v1 import group_pb2
 from groupreplay_server.store.records import IncomingGroup
 
@@ -45,6 +46,30 @@ def read_group(header: group_pb2.GroupHeader, payload: bytes | memoryview | None
         header=header.SerializeToString(),
         payload=payload if needed or config.keep_ineffective_payload else None,
     )
+
+
+class CheckedGroups:
+    """Groups that came together, held to what their table takes."""
+
+    def __init__(self, run: str, table: str, groups: Sequence[AssembledGroup], config: TableConfig) -> None:
+        self.run, self.table, self.durability = run, table, config.durability
+        self.accepted: dict[int, IncomingGroup] = {}
+        """By their place among the groups."""
+        self.refused: dict[int, InsertResult] = {}
+        self.payload_bytes = sum(len(group.payload or b"") for group in groups)
+        """Of all, as they came."""
+        for index, group in enumerate(groups):
+            try:
+                if group.error is not None:
+                    raise group.error
+                self.accepted[index] = read_group(group.header, group.payload, config)
+            except GroupReplayError as error:
+                self.refused[index] = InsertResult(
+                    group_id=group.header.group_id[:128], outcome=InsertOutcome.REFUSED, error=error
+                )
+
+    def __len__(self) -> int:
+        return len(self.accepted) + len(self.refused)
 
 
 def _deviation(rewards: Sequence[float]) -> float:

@@ -4,7 +4,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 
 from groupreplay.errors import (
-    GroupReplayError,
     InvalidRequestError,
     PayloadLostError,
     UnknownRunError,
@@ -13,12 +12,12 @@ from groupreplay.errors import (
 from groupreplay.groups import MAX_POLICY_VERSION, check_name, now_ms
 from groupreplay.parts import AssembledGroup
 from groupreplay.table_config import FIXED_FIELDS, Durability, TableConfig
-from groupreplay.types import Diagnosis, GroupFeedback, GroupState, InsertOutcome, InsertResult, Policy, Quota, Table
+from groupreplay.types import Diagnosis, GroupFeedback, GroupState, InsertResult, Policy, Quota, Table
 from groupreplay_server.about import About
 from groupreplay_server.batches import Batches
 from groupreplay_server.diagnosis import diagnose
 from groupreplay_server.feedback import checked_feedback
-from groupreplay_server.headers import read_group
+from groupreplay_server.headers import CheckedGroups
 from groupreplay_server.history import Histories
 from groupreplay_server.janitor import Janitor
 from groupreplay_server.keeping import Keeping
@@ -119,24 +118,21 @@ class ReplayService:
         self, run: str, table: str, groups: Sequence[AssembledGroup]
     ) -> tuple[list[InsertResult], Durability]:
         """Store groups, and say what they have reached; a group that is refused does not hold up the others."""
-        config = await self.table_config(run, table)
-        results: dict[int, InsertResult] = {}
-        accepted = []
-        for index, group in enumerate(groups):
-            try:
-                if group.error is not None:
-                    raise group.error
-                accepted.append((index, read_group(group.header, group.payload, config)))
-            except GroupReplayError as error:
-                results[index] = InsertResult(
-                    group_id=group.header.group_id[:128], outcome=InsertOutcome.REFUSED, error=error
-                )
-        if accepted:
+        return await self.insert_checked(await self.check(run, table, groups))
+
+    async def check(self, run: str, table: str, groups: Sequence[AssembledGroup]) -> CheckedGroups:
+        """Hold groups to what the table takes; nothing is stored yet."""
+        return CheckedGroups(run, table, groups, await self.table_config(run, table))
+
+    async def insert_checked(self, groups: CheckedGroups) -> tuple[list[InsertResult], Durability]:
+        """Store what was accepted; return a result for each group, in their order, and what they have reached."""
+        results = dict(groups.refused)
+        if groups.accepted:
             stored = await self._store.insert_groups(
-                run, table, [group for _, group in accepted], durability=config.durability
+                groups.run, groups.table, list(groups.accepted.values()), durability=groups.durability
             )
-            results |= {index: result for (index, _), result in zip(accepted, stored, strict=True)}
-        return [results[index] for index in range(len(groups))], config.durability
+            results |= zip(groups.accepted, stored, strict=True)
+        return [results[index] for index in range(len(results))], groups.durability
 
     async def insert_when_room(
         self, run: str, table: str, groups: Sequence[AssembledGroup], *, timeout_s: float

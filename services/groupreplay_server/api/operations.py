@@ -34,6 +34,7 @@ from groupreplay_server.api.wire import (
     serialize_read_groups,
 )
 from groupreplay_server.batches import DEFAULT_ADMISSION_S, DEFAULT_LEASE_S
+from groupreplay_server.headers import CheckedGroups
 from groupreplay_server.history import MAX_STEPS
 from groupreplay_server.listing import DEFAULT_LISTED
 from groupreplay_server.pieces import ArrivedPiece, PieceAssembler
@@ -68,24 +69,32 @@ class Operations:
         return await self.insert_groups(request.run, request.table, request.groups)
 
     async def insert_stream(self, requests: AsyncIterator[InsertMessage]) -> AsyncIterator[pb.InsertResponse]:
+        async with aclosing(one_ahead(self._checked(requests))) as ahead:
+            async for groups in ahead:
+                yield await self._insert_checked(groups)
+
+    async def _checked(self, requests: AsyncIterator[InsertMessage]) -> AsyncGenerator[CheckedGroups]:
+        """Put groups together from the messages of a stream, and check them."""
         run = table = ""
         assembler: PartAssembler | None = None
-        async with aclosing(one_ahead(requests)) as ahead:
-            async for request in ahead:
-                if assembler is None:
-                    run, table = request.run, request.table
-                    assembler = PartAssembler((await self._service.table_config(run, table)).max_group_bytes)
-                added = [assembler.add(part) for part in request.parts]
-                if groups := [group for group in added if group is not None]:
-                    yield await self.insert_groups(run, table, groups)
+        async for request in requests:
+            if assembler is None:
+                run, table = request.run, request.table
+                assembler = PartAssembler((await self._service.table_config(run, table)).max_group_bytes)
+            added = [assembler.add(part) for part in request.parts]
+            if groups := [group for group in added if group is not None]:
+                yield await self._service.check(run, table, groups)
         if assembler is not None:
             assembler.check_complete()
 
     async def insert_groups(self, run: str, table: str, groups: Sequence[AssembledGroup]) -> pb.InsertResponse:
         """Store groups that have all come, however they came."""
-        self._metrics.payload("in", sum(len(group.payload or b"") for group in groups))
+        return await self._insert_checked(await self._service.check(run, table, groups))
+
+    async def _insert_checked(self, groups: CheckedGroups) -> pb.InsertResponse:
+        self._metrics.payload("in", groups.payload_bytes)
         tracing.current().count(groups=len(groups))
-        results, durability = await self._service.insert(run, table, groups)
+        results, durability = await self._service.insert_checked(groups)
         return pb.InsertResponse(
             results=[convert.insert_result_to_proto(result) for result in results],
             durability=convert.DURABILITIES[durability],
@@ -371,7 +380,7 @@ def _names(group_ids: Sequence[str]) -> Sequence[str]:
 
 
 async def one_ahead(messages: AsyncIterator[MessageT]) -> AsyncGenerator[MessageT]:
-    """Yield messages; while one is worked on, the next is received and read."""
+    """Yield messages; while one is worked on, the next is received, read, and whatever else makes it."""
     coming = asyncio.ensure_future(anext(messages, None))
     try:
         while (message := await coming) is not None:

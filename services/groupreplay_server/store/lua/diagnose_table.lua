@@ -33,7 +33,7 @@ while start < 16 * batch_size + PAGE do
   end
 end
 
-local drawable, ids = 0, page_of_replay(0)
+local drawable, ids = 0, page_of_replay(0, PAGE)
 local used = #ids > 0 and redis.call('HMGET', uses, unpack(ids))
 for i, fact in ipairs(read_facts(ids)) do
   drawable = drawable + (is_drawable(ids[i], fact, tonumber(used[i] or 0)) and 1 or 0)
