@@ -59,6 +59,19 @@ def test_processes_insert_and_draw_what_they_say(where: Where, sync_client: Clie
     assert (state.fresh, state.leased, state.counters["leases_committed"]) == (20, 0, 10)
 
 
+def test_a_batch_is_asked_for_ahead_and_none_is_left_behind(where: Where, sync_client: Client) -> None:
+    """Whatever is ahead, each batch is committed once, and no lease is open when the job ends."""
+    with Crew(1) as crew:
+        crew.run([InsertStream(where=where, seconds=60, shape="tiny", max_groups=90)])
+        for ahead, most in ((1, 2), (2, 2**40)):
+            [drawn] = crew.run(
+                [Draw(where=where, seconds=60, call="next_batch", batch_size=10, ahead=ahead, max_batches=most)]
+            )
+            assert len(drawn.latencies_s) == drawn.groups / 10 == min(most, 7)
+    state = sync_client.describe_table(**TABLE)
+    assert (state.fresh, state.leased, state.counters["leases_committed"]) == (0, 0, 9)
+
+
 def _bytes(*tallies: Tally) -> int:
     return sum(tally.payload_bytes for tally in tallies)
 

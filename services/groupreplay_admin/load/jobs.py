@@ -2,7 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal, TypedDict
@@ -193,9 +195,12 @@ class Draw(_TableJob):
     """Whether each commit tells a priority for each group."""
     wait_s: float = 0.0
     """How long to wait for a batch; the job ends when there is none."""
+    ahead: int = 0
+    """Batches that are asked for beyond the one in hand, as GroupDataset(prefetch=...) does. 0 = the next is asked for
+    when the one before is committed."""
 
     async def run(self, go: Go) -> Tally:
-        """Take batches until time is up or there are no more."""
+        """Take batches until time is up or there are no more. A batch's latency counts from when it is waited for."""
         latencies: list[float] = []
         groups = moved = 0
         steps = count(time.time_ns() // 1000 + self.number * _STEPS_EACH)
@@ -203,29 +208,61 @@ class Draw(_TableJob):
             await client.describe_table(**self.where.name)
             await go()
             started = ended = time.perf_counter()
-            while ended - started < self.seconds and len(latencies) < self.max_batches:
-                asked = time.perf_counter()
-                try:
-                    taken, size = await self._take(client, next(steps))
-                except BatchNotReadyError:
-                    break
-                ended = time.perf_counter()
-                latencies.append(ended - asked)
-                groups += taken
-                moved += size
+            async with aclosing(self._batches(client, started + self.seconds)) as batches:
+                async for batch in batches:
+                    await self._commit(client, batch, next(steps))
+                    before, ended = ended, time.perf_counter()
+                    latencies.append(ended - before)
+                    groups += len(batch.group_ids)
+                    moved += batch.payload_bytes
         return Tally(groups=groups, payload_bytes=moved, seconds=ended - started, latencies_s=latencies)
 
-    async def _take(self, client: AsyncClient, step: int) -> tuple[int, int]:
+    async def _batches(self, client: AsyncClient, until: float) -> AsyncGenerator["_Batch"]:
+        """Yield batches until time is up; before one is yielded, those that are to be ahead of it are asked for."""
+        under_way: deque[asyncio.Task[_Batch]] = deque()
+        asked = 0
+
+        def ask(most: int) -> None:
+            nonlocal asked
+            while len(under_way) < most and asked < self.max_batches and time.perf_counter() < until:
+                under_way.append(asyncio.create_task(self._take(client)))
+                asked += 1
+
+        try:
+            while True:
+                ask(1)
+                if not under_way:
+                    return
+                batch = await under_way.popleft()
+                ask(self.ahead)
+                yield batch
+        except BatchNotReadyError:
+            return
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _take(self, client: AsyncClient) -> "_Batch":
         size, wait_s, holder = self.batch_size, self.wait_s, f"bench-{self.number}"
         if self.call == "lease_batch":
             outline = await client.lease_batch(**self.where.name, batch_size=size, timeout_s=wait_s, holder=holder)
-            ids, moved, lease_id = [it.delivery.group_id for it in outline.groups], 0, outline.lease_id
-        else:
-            taking = client.sample if self.call == "sample" else client.next_batch
-            batch = await taking(**self.where.name, batch_size=size, timeout_s=wait_s, holder=holder)
-            ids = [it.group.group_id for it in batch.groups]
-            moved = sum(_payload_bytes(it.group) for it in batch.groups)
-            lease_id = batch.lease_id
-        feedback = [GroupFeedback(group_id=it, priority=1.0 + index % 7) for index, it in enumerate(ids)]
-        await client.commit(**self.where.name, lease_id=lease_id, step=step, feedback=feedback if self.feedback else ())
-        return len(ids), moved
+            return _Batch(outline.lease_id, [it.delivery.group_id for it in outline.groups], 0)
+        taking = client.sample if self.call == "sample" else client.next_batch
+        batch = await taking(**self.where.name, batch_size=size, timeout_s=wait_s, holder=holder)
+        moved = sum(_payload_bytes(it.group) for it in batch.groups)
+        return _Batch(batch.lease_id, [it.group.group_id for it in batch.groups], moved)
+
+    async def _commit(self, client: AsyncClient, batch: "_Batch", step: int) -> None:
+        told = enumerate(batch.group_ids) if self.feedback else ()
+        feedback = [GroupFeedback(group_id=it, priority=1.0 + index % 7) for index, it in told]
+        await client.commit(**self.where.name, lease_id=batch.lease_id, step=step, feedback=feedback)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What is left of a batch when its groups have been looked at."""
+
+    lease_id: str
+    group_ids: list[str]
+    payload_bytes: int
