@@ -24,7 +24,8 @@ from groupreplay_admin.load.producing import groups_of
 from groupreplay_admin.load.shapes import SHAPES
 from groupreplay_server.app import running_server
 from groupreplay_server.settings import ServerSettings
-from service.deployment import RUN, PrivateRedis
+from service.deployment import RUN
+from service.private_redis import PrivateRedis
 
 RECORDED: Final = Path(__file__).with_name("recorded_costs.json")
 ALLOWED: Final = 1.25

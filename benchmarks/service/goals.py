@@ -1,4 +1,4 @@
-"""What must be reached: ratios within rounds, their median and spread, against the goals."""
+"""What is compared: ratios within rounds, their median and spread, against the goals where there are some."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,25 +9,17 @@ from service.measured import Round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Goal:
-    """One line of the table of goals."""
+class Comparison:
+    """A number of one subject, of that of others in the same round."""
 
     name: str
     scenario: str
     of: str
-    """Subject whose number is compared, or judged by itself."""
+    """Subject whose number is compared, or told by itself."""
     to: Sequence[str] = ()
     """Subjects that it is compared with: with the lowest of them in each round. Empty = with none."""
     number: str = "groups_per_s"
-    bound: float
-    at_least: bool = True
-    """Whether the bound is the least, or the most, that will do."""
     unit: str = "x"
-
-    @property
-    def goal(self) -> str:
-        """The bound, for people."""
-        return f"{'at least' if self.at_least else 'at most'} {self.bound:g} {self.unit}"
 
     def ratios(self, rounds: Sequence[Round]) -> list[float]:
         """Return the ratio of each round in which all of its subjects were measured."""
@@ -40,8 +32,26 @@ class Goal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Goal(Comparison):
+    """One line of the table of goals."""
+
+    bound: float
+    at_least: bool = True
+    """Whether the bound is the least, or the most, that will do."""
+
+    @property
+    def goal(self) -> str:
+        """The bound, for people."""
+        return f"{'at least' if self.at_least else 'at most'} {self.bound:g} {self.unit}"
+
+    def is_reached(self, median: float) -> bool:
+        """Whether such a median will do."""
+        return median >= self.bound if self.at_least else median <= self.bound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What became of a goal; None = not measured."""
+    """What became of a comparison; None = not measured."""
 
     name: str
     ratio: float | None
@@ -50,8 +60,9 @@ class Row:
     high: float | None
     rounds: int
     unit: str
-    goal: str
-    reached: bool | None
+    goal: str = ""
+    """Empty = there is none."""
+    reached: bool | None = None
 
 
 GOALS: Final = (
@@ -60,9 +71,9 @@ GOALS: Final = (
     Goal(name="draw of 32, M, to Reverb's sample", scenario="draw-M", of="draw", to=["reverb"], bound=1),
     *(
         Goal(
-            name=f"draw stream, {shape}, to bare gRPC",
+            name=f"draw stream, {shape}, one batch ahead, to bare gRPC",
             scenario=f"draw-{shape}",
-            of="draw",
+            of="draw, one ahead",
             to=["grpc"],
             number="mb_per_s",
             bound=0.7,
@@ -136,24 +147,48 @@ GOALS: Final = (
 )
 
 
-def rows_of(rounds: Mapping[str, Sequence[Round]], goals: Sequence[Goal] = GOALS) -> list[Row]:
-    """Return a row for each goal, those that were not measured included."""
-    return [_row(goal, goal.ratios(rounds.get(goal.scenario, ()))) for goal in goals]
-
-
-def _row(goal: Goal, ratios: Sequence[float]) -> Row:
-    if not ratios:
-        return Row(
-            name=goal.name, ratio=None, low=None, high=None, rounds=0, unit=goal.unit, goal=goal.goal, reached=None
+COSTS: Final = (
+    *(
+        Comparison(name=f"{what}, streaming insert, M", scenario=scenario, of=of, to=[to])
+        for what, scenario, of, to in (
+            ("a file that Redis syncs every second", "durability-M", "everysec", "memory"),
+            ("durability aof, synced always", "durability-M", "aof, synced always", "memory"),
+            ("durability replicas, one replica", "replicas-M", "replicas", "memory"),
+            ("TLS", "access-insert-M", "tls", "open"),
+            ("tokens", "access-insert-M", "tokens", "open"),
+            ("an open page", "page-insert-M", "with", "without"),
         )
+    ),
+    *(
+        Comparison(name=f"{what}, draw of 32, M", scenario=scenario, of=of, to=[to])
+        for what, scenario, of, to in (
+            ("TLS", "access-draw-M", "tls", "open"),
+            ("tokens", "access-draw-M", "tokens", "open"),
+            ("an open page", "page-draw-M", "with", "without"),
+            ("a commit with feedback", "feedback-M", "with", "without"),
+        )
+    ),
+)
+"""What something costs: throughput with it, of that without it."""
+
+
+def rows_of(rounds: Mapping[str, Sequence[Round]], compared: Sequence[Comparison] = GOALS) -> list[Row]:
+    """Return a row for each comparison, those that were not measured included."""
+    return [_row(each, each.ratios(rounds.get(each.scenario, ()))) for each in compared]
+
+
+def _row(compared: Comparison, ratios: Sequence[float]) -> Row:
+    bound = compared.goal if isinstance(compared, Goal) else ""
+    if not ratios:
+        return Row(name=compared.name, ratio=None, low=None, high=None, rounds=0, unit=compared.unit, goal=bound)
     median = statistics.median(ratios)
     return Row(
-        name=goal.name,
+        name=compared.name,
         ratio=median,
         low=min(ratios),
         high=max(ratios),
         rounds=len(ratios),
-        unit=goal.unit,
-        goal=goal.goal,
-        reached=median >= goal.bound if goal.at_least else median <= goal.bound,
+        unit=compared.unit,
+        goal=bound,
+        reached=compared.is_reached(median) if isinstance(compared, Goal) else None,
     )

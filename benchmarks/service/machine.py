@@ -10,8 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Self
 
-from service.deployment import valkey_server
 from service.measured import Round
+from service.private_redis import valkey_server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from service.goals import rows_of
+from service.goals import COSTS, rows_of
 from service.machine import Machine
 from service.measured import Round, by_scenario, read_rounds
 from service.peer import ROOT
-from service.report import goals_table, scenario_table
+from service.report import costs_table, goals_table, scenario_tables
 from service.runner import ROUNDS_FILE
 from service.stage import Effort
 
@@ -30,16 +30,31 @@ lowest and the highest. Rates are there to show where ratios come from; on your 
 [benchmark your deployment](../howto/benchmark-your-deployment.md).
 """
 
+_COSTS: Final = """## What things cost
+
+Throughput with something, of the throughput without it in the same round. An open page stands here for the calls that
+it makes every two seconds, without a browser; [with one](../howto/watch-on-the-page.md#what-it-costs), by CPU time.
+"""
+
 _ABOUT: Final = """## What was measured
 
 Client processes, one service, and the Valkey that comes with it, over gRPC on the loopback interface. A group of shape
 S has 8 responses of about 512 tokens (32 KB), M 8 of 1,280 (81 KB), D 16 of 4,800 (0.61 MB), L 16 of 32k (4.2 MB), A 16
 of 131k (16.8 MB). Reverb is dm-reverb 0.14 with a server process of its own, and a table that draws by priority;
-Atropos is the server of atroposlib 0.4. Bare gRPC is a grpc.aio server that stores nothing, bare Redis a Python client
-that writes the payloads, both moving the same bytes. A draw includes its commit. CPU seconds are for each GB of
-payload. Server memory counts from what the service had just before, after filling its tables. Tables that are drawn
-from fit into the service's cache of payloads, but for subjects that say otherwise; all processes but Redis and the
-peers let the allocator keep freed megabytes. [What makes it fast, and what holds it](../explanation/speed.md).
+Atropos is the server of atroposlib 0.4.
+
+Bare gRPC is a grpc.aio server that stores nothing, bare Redis a Python client that writes the payloads, both moving the
+same bytes. Bare Redis has the options of the service's, is emptied before a trial as that is, and stores each payload
+under a new key: to overwrite what it has would spare it the new pages that whoever stores must take. A draw includes
+its commit. "One ahead" asks for a batch while the one before is committed, as a trainer with `prefetch=1` does; bare
+gRPC never waits for a commit between its calls, so that is what it is compared with. The draw that is compared with
+Reverb's takes one batch at a time, as Reverb's client does.
+
+CPU seconds are for each GB of payload. Server memory counts from what the service had just before, after filling its
+tables. Tables that are drawn from fit into the service's cache of payloads, but for subjects that say otherwise; all
+processes but Redis and the peers let the allocator keep freed megabytes. TLS is of a certificate with an elliptic key,
+on one connection for the whole trial; tokens are the producer's and the trainer's own. [What makes it fast, and what
+holds it](../explanation/speed.md).
 """
 
 
@@ -48,9 +63,17 @@ def page() -> str:
     published = json.loads(PUBLISHED.read_text())
     rounds = by_scenario([Round(**each) for each in published["rounds"]])
     machine, effort = Machine(**published["machine"]), Effort(**published["effort"])
-    parts = [_HEAD, _machine(machine, effort), goals_table(rows_of(rounds)), _ABOUT]
-    parts += [scenario_table(name, found) for name, found in rounds.items()]
-    return "\n".join(parts)
+    return "\n".join(
+        [
+            _HEAD,
+            _machine(machine, effort),
+            goals_table(rows_of(rounds)),
+            _COSTS,
+            costs_table(rows_of(rounds, COSTS)),
+            _ABOUT,
+            scenario_tables(rounds),
+        ]
+    )
 
 
 def _machine(machine: Machine, effort: Effort) -> str:

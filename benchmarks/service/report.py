@@ -10,7 +10,7 @@ from typing import Final
 import matplotlib as mpl
 from rich.console import Console
 
-from service.goals import Row, rows_of
+from service.goals import COSTS, Row, rows_of
 from service.machine import Machine
 from service.measured import Round, by_scenario
 from service.stage import Effort
@@ -43,10 +43,15 @@ def write_report(
 ) -> list[Row]:
     """Write summary.json, results.md and pictures into the folder, and print the tables; return the rows."""
     found = by_scenario(rounds)
-    rows = rows_of(found)
-    summary = {"machine": asdict(machine), "effort": asdict(effort), "rows": [asdict(row) for row in rows]}
+    rows, costs = rows_of(found), rows_of(found, COSTS)
+    summary = {
+        "machine": asdict(machine),
+        "effort": asdict(effort),
+        "rows": [asdict(row) for row in rows],
+        "costs": [asdict(row) for row in costs],
+    }
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    text = results_page(rows, found)
+    text = "\n".join([goals_table(rows), costs_table(costs), scenario_tables(found)])
     (folder / "results.md").write_text(text)
     _draw_goals([row for row in rows if row.ratio is not None and row.unit == "x"], folder / "goals.png")
     _draw_scenarios(found, folder / "rates.png")
@@ -55,11 +60,9 @@ def write_report(
     return rows
 
 
-def results_page(rows: Sequence[Row], found: Mapping[str, Sequence[Round]]) -> str:
-    """Return the tables: goals, then what was measured in each scenario."""
-    parts = [goals_table(rows)]
-    parts += [scenario_table(name, rounds) for name, rounds in found.items()]
-    return "\n".join(parts)
+def scenario_tables(found: Mapping[str, Sequence[Round]]) -> str:
+    """Return what was measured in each scenario."""
+    return "\n".join(scenario_table(name, rounds) for name, rounds in found.items())
 
 
 def goals_table(rows: Sequence[Row]) -> str:
@@ -73,6 +76,18 @@ def goals_table(rows: Sequence[Row]) -> str:
         lines.append(
             f"| {row.name} | {row.ratio:.3g} {row.unit} | {spread} | {row.goal} | {'yes' if row.reached else 'no'} |"
         )
+    return "\n".join([*lines, ""])
+
+
+def costs_table(rows: Sequence[Row]) -> str:
+    """Return the table of what things cost: what of the throughput is left."""
+    lines = ["| with | of the throughput without | low to high |", "|---|---|---|"]
+    for row in rows:
+        if row.ratio is None or row.low is None or row.high is None:
+            lines.append(f"| {row.name} | not measured | |")
+        else:
+            spread = f"{row.low:.3g} to {row.high:.3g}, {row.rounds} rounds"
+            lines.append(f"| {row.name} | {row.ratio:.3g} {row.unit} | {spread} |")
     return "\n".join([*lines, ""])
 
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from groupreplay import Durability
+from service.access import Access
 from service.index import draw_from_index, lease_from_index
+from service.page_trials import draw_beside_page, insert_beside_page
 from service.trials import (
     STREAMED,
     Trial,
@@ -46,6 +48,7 @@ class Scenario:
         return {word for subject in self.subjects for word in subject.split() if word in {"reverb", "atropos"}}
 
 
+_ACCESSES: Final[tuple[Access, ...]] = ("open", "tls", "tokens")
 SCENARIOS: Final = (
     Scenario(
         name="insert-M",
@@ -66,6 +69,7 @@ SCENARIOS: Final = (
             name=f"draw-{shape}",
             quick=shape != "A",
             subjects={
+                "draw, one ahead": draw(shape, batch_size=STREAMED[shape], ahead=1),
                 "draw": draw(shape, batch_size=STREAMED[shape]),
                 "draw, all from Redis": draw(shape, batch_size=STREAMED[shape], cached=False),
                 "grpc": grpc_down(shape, STREAMED[shape]),
@@ -101,6 +105,19 @@ SCENARIOS: Final = (
         subjects={
             "memory": insert_stream("M"),
             "replicas": insert_stream("M", keeping="replicas", durability=Durability.REPLICAS),
+        },
+    ),
+    Scenario(name="access-insert-M", subjects={access: insert_stream("M", access=access) for access in _ACCESSES}),
+    Scenario(name="access-draw-M", subjects={access: draw("M", batch_size=32, access=access) for access in _ACCESSES}),
+    Scenario(
+        name="page-insert-M",
+        subjects={"without": insert_beside_page("M", pages=0), "with": insert_beside_page("M", pages=1)},
+    ),
+    Scenario(
+        name="page-draw-M",
+        subjects={
+            "without": draw_beside_page("M", batch_size=32, pages=0),
+            "with": draw_beside_page("M", batch_size=32, pages=1),
         },
     ),
     *(

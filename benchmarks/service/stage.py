@@ -10,9 +10,11 @@ from groupreplay import TableConfig
 from groupreplay_admin.load.crew import Crew, Job
 from groupreplay_admin.load.jobs import Where
 from groupreplay_admin.load.tally import Tally
-from service.deployment import Deployment, Keeping, PrivateRedis
+from service.access import Access
+from service.deployment import Deployment
 from service.limits import BareGrpc
 from service.peer import Peer
+from service.private_redis import Keeping, PrivateRedis
 
 FEW_CLIENTS = 4
 MOST_CLIENTS = 16
@@ -51,10 +53,13 @@ class Stage:
     ) -> None:
         self._stack.close()
 
-    def deployment(self, keeping: Keeping = "memory", *, name: str = "", cached: bool = True) -> Deployment:
-        """Return a service; those of other names, and those without a cache of payloads, have their own Redis."""
-        name = (name or keeping) + ("" if cached else "-uncached")
-        return self._start(f"service-{name}", Deployment(self.folder / name, keeping, cached=cached))
+    def deployment(
+        self, keeping: Keeping = "memory", *, name: str = "", cached: bool = True, access: Access = "open"
+    ) -> Deployment:
+        """Return a service; each that differs in its name or in the rest has a Redis of its own."""
+        parts = (name or keeping, *(() if cached else ("uncached",)), *(() if access == "open" else (access,)))
+        name = "-".join(parts)
+        return self._start(f"service-{name}", Deployment(self.folder / name, keeping, cached=cached, access=access))
 
     def run(self, *jobs: Job) -> list[Tally]:
         """Let client processes do these jobs, all at once."""
@@ -72,18 +77,18 @@ class Stage:
 
     @property
     def bare_redis(self) -> PrivateRedis:
-        """A Redis without a service."""
-        return self._start("bare-redis", PrivateRedis(self.folder / "bare", ("--appendonly", "no")))
+        """A Redis without a service, with the options of one that has a service."""
+        return self._start("bare-redis", PrivateRedis(self.folder / "bare"))
 
     def peer(self, name: str) -> Peer:
         """Return a peer's process."""
         return self._start(f"peer-{name}", Peer(name, folder=self.folder))
 
     def empty_table(
-        self, config: TableConfig, keeping: Keeping = "memory", *, cached: bool = True
+        self, config: TableConfig, keeping: Keeping = "memory", *, cached: bool = True, access: Access = "open"
     ) -> tuple[Deployment, Where]:
-        """Return a service with one empty table, and where that is, as jobs take it."""
-        service = self.deployment(keeping, cached=cached)
+        """Return a service with one empty table, and where that is for producers, as jobs take it."""
+        service = self.deployment(keeping, cached=cached, access=access)
         return service, service.empty(f"{config.fill}-{config.durability}", config)
 
     def _start(self, name: str, made: _Started) -> _Started:

@@ -11,25 +11,28 @@ from groupreplay_admin.load.crew import Crew
 from groupreplay_admin.load.jobs import Draw, InsertAtRate, InsertEach, InsertStream, Where
 from groupreplay_admin.load.tally import together
 from service import usage
-from service.deployment import Deployment, Keeping, Watch
+from service.access import Access, can_be_had
+from service.deployment import Deployment, Watch
 from service.limits import GrpcDown, GrpcUp, RedisUp
 from service.measured import Measured, measured
+from service.private_redis import Keeping
 from service.stage import Stage
 
 Trial = Callable[[Stage, Mapping[str, Measured]], Measured]
 """Measures one subject; it is given what was measured before it in the round."""
-_CAPACITY: Final = 2**20
-_DRAWN: Final = {"S": 512, "M": 512, "D": 128, "L": 24, "A": 6}
+CAPACITY: Final = 2**20
+DRAWN: Final = {"S": 512, "M": 512, "D": 128, "L": 24, "A": 6}
 """Groups in the table that batches of a shape are drawn from."""
 STREAMED: Final = {"D": 64, "L": 12, "A": 3}
 """Groups that a call of the draw stream asks for: about 40 MB."""
+DRAWN_FROM: Final = TableConfig(fill=Fill.SAMPLE, sampler=Sampler.PRIORITIZED, replay_capacity=CAPACITY)
 
 
 def insert_each(shape: str, *, clients: int = 1) -> Trial:
     """Clients that wait for each acknowledgement."""
 
     def trial(stage: Stage, _: Mapping[str, Measured]) -> Measured:
-        service, where = stage.empty_table(TableConfig(fresh_capacity=_CAPACITY))
+        service, where = stage.empty_table(TableConfig(fresh_capacity=CAPACITY))
         jobs = [
             InsertEach(where=where, seconds=stage.effort.seconds, shape=shape, number=number)
             for number in range(clients)
@@ -46,11 +49,15 @@ def insert_stream(
     keeping: Keeping = "memory",
     durability: Durability = Durability.MEMORY,
     ineffective: float = 0.0,
+    access: Access = "open",
 ) -> Trial:
     """Producers that stream."""
 
     def trial(stage: Stage, _: Mapping[str, Measured]) -> Measured:
-        service, where = stage.empty_table(TableConfig(fresh_capacity=_CAPACITY, durability=durability), keeping)
+        if not can_be_had(access):
+            return {}
+        config = TableConfig(fresh_capacity=CAPACITY, durability=durability)
+        service, where = stage.empty_table(config, keeping, access=access)
         seconds = stage.effort.seconds
         jobs = [
             InsertStream(where=where, seconds=seconds, shape=shape, number=number, ineffective=ineffective)
@@ -61,14 +68,30 @@ def insert_stream(
     return trial
 
 
-def draw(shape: str, *, batch_size: int, feedback: bool = False, cached: bool = True) -> Trial:
+def draw(
+    shape: str,
+    *,
+    batch_size: int,
+    feedback: bool = False,
+    cached: bool = True,
+    ahead: int = 0,
+    access: Access = "open",
+) -> Trial:
     """A trainer that draws from replay by priority, and commits; cached=False reads every payload from Redis."""
 
     def trial(stage: Stage, _: Mapping[str, Measured]) -> Measured:
-        config = TableConfig(fill=Fill.SAMPLE, sampler=Sampler.PRIORITIZED, replay_capacity=_CAPACITY)
-        service, where = stage.empty_table(config, cached=cached)
-        fill(stage, where, shape, _DRAWN[shape])
-        job = Draw(where=where, seconds=stage.effort.seconds, call="sample", batch_size=batch_size, feedback=feedback)
+        if not can_be_had(access):
+            return {}
+        service, where = stage.empty_table(DRAWN_FROM, cached=cached, access=access)
+        fill(stage, where, shape, DRAWN[shape])
+        job = Draw(
+            where=service.for_trainers(where),
+            seconds=stage.effort.seconds,
+            call="sample",
+            batch_size=batch_size,
+            feedback=feedback,
+            ahead=ahead,
+        )
         return watched(stage, service, [job])
 
     return trial
@@ -78,7 +101,7 @@ def next_batches(shape: str, *, batch_size: int, groups: int) -> Trial:
     """A trainer that takes fresh groups batch by batch, until there are no more."""
 
     def trial(stage: Stage, _: Mapping[str, Measured]) -> Measured:
-        service, where = stage.empty_table(TableConfig(fresh_capacity=_CAPACITY))
+        service, where = stage.empty_table(TableConfig(fresh_capacity=CAPACITY))
         fill(stage, where, shape, groups)
         job = Draw(where=where, seconds=stage.effort.seconds, call="next_batch", batch_size=batch_size, feedback=True)
         return watched(stage, service, [job])
@@ -91,7 +114,7 @@ def mixed(shape: str, samples_per_insert: float) -> Trial:
 
     def trial(stage: Stage, _: Mapping[str, Measured]) -> Measured:
         limit = RateLimit.of(samples_per_insert, min_size_to_sample=64, error_buffer=1024 * samples_per_insert)
-        config = TableConfig(fill=Fill.SAMPLE, sampler=Sampler.PRIORITIZED, replay_capacity=_CAPACITY, rate_limit=limit)
+        config = TableConfig(fill=Fill.SAMPLE, sampler=Sampler.PRIORITIZED, replay_capacity=CAPACITY, rate_limit=limit)
         service, where = stage.empty_table(config)
         seconds = stage.effort.seconds
         producers = [
@@ -112,7 +135,7 @@ def at_load(shape: str, share: float) -> Trial:
     """Producers that send at a share of what four clients reached in the same round."""
 
     def trial(stage: Stage, earlier: Mapping[str, Measured]) -> Measured:
-        service, where = stage.empty_table(TableConfig(fresh_capacity=_CAPACITY))
+        service, where = stage.empty_table(TableConfig(fresh_capacity=CAPACITY))
         per_s = share * earlier["capacity"]["groups_per_s"] / 2
         jobs = [
             InsertAtRate(where=where, seconds=2 * stage.effort.seconds, shape=shape, number=number, per_s=per_s)
@@ -148,8 +171,13 @@ def redis_up(shape: str) -> Trial:
     """A client that writes into bare Redis."""
 
     def trial(stage: Stage, _: Mapping[str, Measured]) -> Measured:
-        job = RedisUp(url=stage.bare_redis.url, shape=shape, seconds=stage.effort.seconds)
-        return measured(together(stage.run(job)))
+        redis = stage.bare_redis
+        redis.flush()
+        before = redis.cpu_seconds()
+        tally = together(stage.run(RedisUp(url=redis.url, shape=shape, seconds=stage.effort.seconds)))
+        spent = {"client_cpu_s_per_gb": tally.cpu_s, "redis_cpu_s_per_gb": redis.cpu_seconds() - before}
+        redis.flush()  # it may hold gigabytes, and nobody reads them
+        return {**measured(tally), **{name: value / (tally.payload_bytes / 1e9) for name, value in spent.items()}}
 
     return trial
 
@@ -168,7 +196,7 @@ def reverb_draw(shape: str, batch_size: int) -> Trial:
 
     def trial(stage: Stage, _: Mapping[str, Measured]) -> Measured:
         reverb = stage.peer("reverb")
-        reverb.do("fill", shape=shape, groups=_DRAWN[shape])
+        reverb.do("fill", shape=shape, groups=DRAWN[shape])
         return measured(reverb.do("draw", batch_size=batch_size, seconds=stage.effort.seconds))
 
     return trial
@@ -187,7 +215,7 @@ def atropos_pull(shape: str) -> Trial:
 def large_batch(stage: Stage, _: Mapping[str, Measured]) -> Measured:
     """Return what one large batch takes of the server's memory."""
     groups = stage.effort.large_batch
-    config = TableConfig(fill=Fill.SAMPLE, sampler=Sampler.FIFO, replay_capacity=_CAPACITY)
+    config = TableConfig(fill=Fill.SAMPLE, sampler=Sampler.FIFO, replay_capacity=CAPACITY)
     service, where = stage.empty_table(config)
     fill(stage, where, "D", groups)
     with Watch(service) as watch:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from cli.in_process import IN_PROCESS
 from processes import start_redis
+from redis import Redis
 
 from groupreplay import TableConfig
 from groupreplay_admin.load.crew import Crew
@@ -32,11 +33,14 @@ def test_messages_hold_whole_payloads_below_the_limit_of_grpc() -> None:
 def test_bare_grpc_and_redis_move_groups(tmp_path: Path) -> None:
     """What comes back in a call of the bare server is the batch that was asked for."""
     redis = start_redis(tmp_path)
+    url = f"unix://{tmp_path}/redis.sock"
     try:
         with Crew(1) as crew, BareGrpc() as bare:
             [up] = crew.run([GrpcUp(address=bare.address, shape="D", seconds=0.2)])
             [down] = crew.run([GrpcDown(address=bare.address, shape="D", batch_size=6, seconds=0.2)])
-            [written] = crew.run([RedisUp(url=f"unix://{tmp_path}/redis.sock", shape="D", seconds=0.2)])
+            [written] = crew.run([RedisUp(url=url, shape="D", seconds=0.2)])
+            with Redis.from_url(url) as looking:
+                assert looking.dbsize() == written.groups  # each has a key of its own
     finally:
         redis.kill()
         redis.wait()
