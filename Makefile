@@ -83,8 +83,8 @@ experiment: $(VENV)/demo-installed ## measure the paper's claims on the tiny mod
 bench: $(VENV)/demo-installed bench-peers ## measure the service against its peers and the machine; again: goes on
 	@PYTHONPATH=benchmarks $(BIN)/python -m service $(ARGS)
 
-bench-quick: $(VENV)/demo-installed bench-peers ## measure what has a goal, minutes; writes runs/bench
-	@PYTHONPATH=benchmarks $(BIN)/python -m service --quick --anew $(ARGS)
+bench-quick: $(VENV)/demo-installed bench-peers ## measure what has a goal, minutes; writes runs/bench; goes on, and once finished begins anew
+	@PYTHONPATH=benchmarks $(BIN)/python -m service --quick --again $(ARGS)
 
 bench-peers: $(PEERS:%=.venv-bench-%/installed) ## install the peers that make bench compares with, each by itself: 3 GB
 

@@ -30,7 +30,8 @@ def main() -> int:
         signal.signal(number, _interrupt)
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     runner = Runner(folder=arguments.folder, effort=effort_of(arguments), console=console)
-    if arguments.anew:
+    again = arguments.again and not arguments.report and runner.has_finished(scenarios_of(arguments))
+    if arguments.anew or again:
         runner.forget()
     for peer in PEERS:
         if not is_installed(peer):
@@ -80,6 +81,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="of each trial (default: 3, quick 0.8)")
     parser.add_argument("--rounds", type=int, help="of each scenario (default: 7, quick 3)")
     parser.add_argument("--anew", action="store_true", help="throw away what was measured before")
+    parser.add_argument("--again", action="store_true", help="the same, where nothing of it is missing")
     parser.add_argument("--report", action="store_true", help="only write tables and pictures of what is finished")
     arguments = parser.parse_args()
     if min(it for it in (arguments.seconds, arguments.rounds, 1) if it is not None) <= 0:

@@ -67,14 +67,7 @@ class Runner:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._begin()
-        done = read_rounds(self.rounds_file)
-        wanted = [
-            (scenario, number)
-            for number in range(self.effort.rounds)
-            for scenario in scenarios
-            if number < (scenario.rounds or self.effort.rounds)
-        ]
-        missing = [(scenario, number) for scenario, number in wanted if (scenario.name, number) not in done]
+        wanted, missing = self._wanted(scenarios), self._missing(scenarios)
         self.console.print(f"{len(wanted)} rounds, {len(wanted) - len(missing)} of them done before")
         with (
             tempfile.TemporaryDirectory(prefix="groupreplay-bench-") as scratch,
@@ -87,6 +80,25 @@ class Runner:
                 append_round(self.rounds_file, self._round(stage, scenario, number))
                 progress.advance(bar)
         return list(read_rounds(self.rounds_file).values())
+
+    def has_finished(self, scenarios: Sequence[Scenario]) -> bool:
+        """Whether the folder has all rounds of these scenarios, of this effort."""
+        begun = self.begun()
+        return begun is not None and begun.effort == self.effort and not self._missing(scenarios)
+
+    def _wanted(self, scenarios: Sequence[Scenario]) -> list[tuple[Scenario, int]]:
+        return [
+            (scenario, number)
+            for number in range(self.effort.rounds)
+            for scenario in scenarios
+            if number < (scenario.rounds or self.effort.rounds)
+        ]
+
+    def _missing(self, scenarios: Sequence[Scenario]) -> list[tuple[Scenario, int]]:
+        done = read_rounds(self.rounds_file)
+        return [
+            (scenario, number) for scenario, number in self._wanted(scenarios) if (scenario.name, number) not in done
+        ]
 
     def _begin(self) -> None:
         before = self.begun()

@@ -25,8 +25,10 @@ from service.deployment import Deployment
 
 _PRODUCERS: Final = 2
 _WAIT_S: Final = 2.0
-_REMEMBERING: Final = ("seen", "ended", "steps", "records")
-"""Keys that grow for a day by design: groups that left, and leases that ended, with their steps and records."""
+_FILLING_S: Final = 60.0
+_REMEMBERING: Final = ("seen", "ended", "steps", "records", "history")
+"""Keys that grow by design: for a day, groups that left and leases that ended, with their steps and records; and the
+history, until it has its 10,000 steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,8 @@ class Look:
     index_entries: int
     """Of all the table's keys together, without what is remembered."""
     remembered: int
-    """Ids of groups that left and of leases that ended: kept for a day, so that a late retry changes nothing."""
+    """Ids of groups that left and of leases that ended, kept for a day, so that a late retry changes nothing; and the
+    steps of the history."""
     insert_p50_ms: float
     draw_p50_ms: float
 
@@ -79,14 +82,17 @@ _ALLOWED: Final = {
 
 
 def growth_of(looks: Sequence[Look]) -> list[Growth]:
-    """Compare the first third of the looks with the last; the very first is left out, while caches fill.
+    """Compare the first third of the looks with the last, without those while caches and allocators fill.
+
+    Those are the very first, and all of the first minute, or of the first quarter of a short soak.
 
     Raises:
         ValueError: fewer than four looks.
     """
     if len(looks) < 4:
         raise ValueError(f"{len(looks)} looks are too few to see growth; it takes 4: raise --minutes or lower --every")
-    settled = looks[1:]
+    filled_s = min(_FILLING_S, looks[-1].at_s / 4)
+    settled = looks[max(1, sum(look.at_s < filled_s for look in looks)) :]
     third = max(1, len(settled) // 3)
     found = []
     for name, (factor, more) in _ALLOWED.items():

@@ -78,6 +78,20 @@ def test_the_same_again_goes_on(tmp_path: Path) -> None:
     assert len(ran) == 3
 
 
+def test_finished_means_that_nothing_is_missing(tmp_path: Path) -> None:
+    """`make bench-quick` goes on with what was interrupted, and begins anew with what is finished."""
+    scenarios = [Scenario(name=name, subjects={"us": lambda stage, earlier: {"groups_per_s": 1.0}}) for name in "ab"]
+    runner = Runner(folder=tmp_path, effort=Effort(seconds=0.1, rounds=2), console=Console(quiet=True))
+    assert not runner.has_finished(scenarios)
+    runner.run(scenarios[:1])
+    assert runner.has_finished(scenarios[:1])
+    assert not runner.has_finished(scenarios)
+    runner.run(scenarios)
+    assert runner.has_finished(scenarios)
+    other = Runner(folder=tmp_path, effort=Effort(seconds=3.0, rounds=2), console=Console(quiet=True))
+    assert not other.has_finished(scenarios)  # and is refused, rather than thrown away
+
+
 def test_rounds_of_another_effort_are_not_mixed_in(tmp_path: Path) -> None:
     """A quick benchmark's rounds do not pass for those of a whole one; more rounds of the same effort may be added."""
     scenario = Scenario(name="a", subjects={"us": lambda stage, earlier: {"groups_per_s": 1.0}})
@@ -155,5 +169,9 @@ def test_growth_is_seen_and_noise_is_not(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_memory_that_warms_up_is_no_growth() -> None:
-    """The first look is before caches and allocators are warm."""
+    """The first look is before caches and allocators are warm, and so is the first minute; what goes on later grows."""
     assert not any(each.grew for each in growth_of([look(server_mb=60), *[look() for _ in range(9)]]))
+    warm = [look(at_s=10 * index, server_mb=60 + 10 * min(index, 6)) for index in range(1, 19)]
+    assert not any(each.grew for each in growth_of(warm))
+    leaking = [look(at_s=10 * index, server_mb=60 + 10 * index) for index in range(1, 19)]
+    assert [each.what for each in growth_of(leaking) if each.grew] == ["server_mb"]
