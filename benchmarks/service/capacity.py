@@ -38,9 +38,10 @@ class Need:
 
     server_cores: float
     index_cores: float
-    """Of Redis, for scripts: of the one shard that holds the run's index."""
+    """Of Redis, for what is done for each group: planned for the one shard that holds the run's index, though on a
+    cluster the commands for payloads go to the others."""
     payload_cores: float
-    """Of Redis, for payloads: of all shards together."""
+    """Of Redis, for the bytes of payloads: of all shards together."""
     memory_bytes: float
     network_bytes_per_s: float
     servers: int
@@ -62,23 +63,24 @@ GENERATORS: Final = {"7B": 8, "70B": 8, "agentic": 16}
 """That make such a rate together: what one makes is the rate over this."""
 
 
-def need(workload: Workload, costs: Constants) -> Need:
+def need(workload: Workload, constants: Constants) -> Need:
     """Return what a workload takes by these costs."""
     rate, size = workload.groups_per_s, workload.payload_bytes
     drawn = rate * workload.deliveries
-    server = costs.insert_server_s.of(rate, rate * size) + costs.draw_server_s.of(drawn, drawn * size)
-    index = costs.insert_redis_s.per_group * rate + costs.draw_redis_s.per_group * drawn
-    payload = (costs.insert_redis_s.per_byte * rate + costs.draw_redis_s.per_byte * drawn) * size
-    memory = costs.stored_bytes.of(workload.kept_groups, workload.kept_groups * size)
+    memory = constants.stored_bytes.of(workload.kept_groups, workload.kept_groups * size)
     by_memory = math.ceil(memory / (REDIS_MEMORY_BYTES * USABLE_MEMORY))
-    if max(by_memory, math.ceil((index + payload) / USABLE)) > 1:
-        server, index, payload = (server * costs.cluster_server, *(it * costs.cluster_redis for it in (index, payload)))
+    costs = constants.single
+    redis = costs.redis(rate, drawn, size)
+    if max(by_memory, math.ceil((redis.per_group + redis.per_byte) / USABLE)) > 1:
+        costs = constants.cluster
+        redis = costs.redis(rate, drawn, size)
+    server = costs.servers(rate, drawn, size)
     # A run's index does not divide: what is left of its shard, and the other shards, move the payloads.
-    by_cpu = math.ceil((index + payload) / USABLE)
+    by_cpu = math.ceil((redis.per_group + redis.per_byte) / USABLE)
     return Need(
         server_cores=server,
-        index_cores=index,
-        payload_cores=payload,
+        index_cores=redis.per_group,
+        payload_cores=redis.per_byte,
         memory_bytes=memory,
         network_bytes_per_s=(rate + drawn) * size,
         servers=max(2, math.ceil(server / USABLE)),  # one may go
@@ -107,7 +109,9 @@ def told(name: str, workload: Workload, found: Need) -> str:
 def main() -> None:
     """Answer, or measure."""
     parser = argparse.ArgumentParser(prog="python -m service.capacity", description=__doc__)
-    parser.add_argument("--measure", action="store_true", help=f"measure the costs here, and write {CONSTANTS.name}")
+    parser.add_argument(
+        "--measure", action="store_true", help=f"measure the costs here, write {CONSTANTS.name}, and check them"
+    )
     parser.add_argument("--workload", choices=[*WORKLOADS], help="one of these; all by default")
     parser.add_argument("--generators", type=int, help="so many, each as fast as one of the workload")
     parser.add_argument("--groups-per-s", type=float, help="fresh groups a second, of all generators")
@@ -116,7 +120,9 @@ def main() -> None:
     parser.add_argument("--kept-groups", type=int, help="groups in the tables at a time")
     options = parser.parse_args()
     if options.measure:
-        measure()[0].write()
+        measured, check = measure()
+        measured.write()
+        print(check)
     costs = Constants.read()
     asked = {
         "groups_per_s": options.groups_per_s,

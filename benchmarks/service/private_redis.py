@@ -67,6 +67,10 @@ class PrivateRedis:
         """Return the CPU time that it has taken."""
         return usage.cpu_seconds(self.pid)
 
+    def used_bytes(self) -> int:
+        """Return the memory that it has in use."""
+        return int(self.info("memory")["used_memory"])
+
     def answers(self) -> bool:
         """Whether it has started."""
         try:
