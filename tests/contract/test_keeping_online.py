@@ -22,18 +22,19 @@ from groupreplay import (
     TableConfig,
     TableExistsError,
 )
+from groupreplay.parts import MESSAGE_BYTES
 from groupreplay.retry import error_from_rpc
 from groupreplay.snapshot_file import SnapshotWriter
 from groupreplay.v1 import replay_service_pb2 as pb
 from groupreplay_server.store.keys import RESTORES
 
 pytestmark = pytest.mark.parametrize("client_kind", ["async"])
-LARGE = 3_000_000
+LARGE = MESSAGE_BYTES + 1_000_000
 Spoil = Callable[[list[pb.SnapshotPart]], list[pb.SnapshotPart]]
 
 
 def large(*group_ids: str) -> list[RolloutGroup]:
-    """Return groups of 3 MB, so that a reader has to come back for each."""
+    """Return groups larger than a message, so that a reader has to come back for each."""
     return [make_group(name, columns={"x": np.full(LARGE, number, np.uint8)}) for number, name in enumerate(group_ids)]
 
 

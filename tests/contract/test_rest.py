@@ -363,7 +363,7 @@ async def test_an_error_in_the_middle_of_an_answer_is_its_last_line(
 ) -> None:
     """The status is long gone: groups, then a problem, and no end."""
     names = [f"g{number}" for number in range(70)]  # more than are read at once, and larger than a message together
-    await table.insert_many(make_group(name, columns={"x": np.zeros(40_000, np.uint8)}) for name in names)
+    await table.insert_many(make_group(name, columns={"x": np.zeros(60_000, np.uint8)}) for name in names)
     batch = await table.take(70, lease_id="l")
     assert ids(batch) == names
     [last_payload] = clean_redis.scan_iter(f"gr1:payload:{table.run}/*g69*")
