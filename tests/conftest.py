@@ -1,5 +1,6 @@
 """A real Redis and a real service for every test, and checks of what each test leaves behind."""
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from groupreplay_server.settings import ServerSettings
 # The same examples on every run, so that a failure is somebody's change; a busy machine is no failure.
 settings.register_profile("groupreplay", derandomize=True, deadline=None, database=None)
 settings.load_profile("groupreplay")
+
+# The background jobs of a shell ignore SIGINT, and so would what tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
